@@ -1,0 +1,61 @@
+"""The names of manifest keys: the one vocabulary of an entry, on disk, on the wire and in sidecars.
+
+Keys are bytes because manifests are bytes.  ``st_ctime`` is *creation* time, as in the document that
+the format comes from (MAN-30); the inode's change time has a key of its own, ``inode_ctime``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+TYPE: Final = b"type"
+HASH: Final = b"hash"
+HASH_NAME: Final = b"hash_name"
+"""The digest of ``hash`` where its length does not tell: ``blake3`` (64 digits else are SHA-256)."""
+SIZE: Final = b"st_size"
+MTIME: Final = b"st_mtime"
+ATIME: Final = b"st_atime"
+BIRTH_TIME: Final = b"st_ctime"
+INODE_CTIME: Final = b"inode_ctime"
+INODE: Final = b"st_ino"
+LINKS: Final = b"st_nlink"
+MODE: Final = b"st_mode"
+UID: Final = b"st_uid"
+GID: Final = b"st_gid"
+OWNER_NAME: Final = b"uname"
+GROUP_NAME: Final = b"gname"
+LINK_TARGET: Final = b"link_target"
+HARD_LINK: Final = b"hard_link"
+"""Path of the group's leader, the member that comes first in manifest order (absent on the leader)."""
+SPARSE: Final = b"sparse"
+"""Data ranges of a file with holes, ``offset+length;offset+length``; empty: all hole."""
+DEVICE: Final = b"st_rdev"
+"""``major:minor`` of a device node."""
+FLAGS: Final = b"flags"
+"""File flags (``chattr``) as hex, where any is set."""
+ACL_ACCESS: Final = b"posix_acl_access"
+ACL_DEFAULT: Final = b"posix_acl_default"
+XATTR_PREFIX: Final = b"xattr:"
+SDDL: Final = b"acl_list"
+WINDOWS_ATTRIBUTES: Final = b"attrs"
+STREAM_PREFIX: Final = b"stream:"
+MAC_FLAGS: Final = b"st_flags"
+"""File flags of macOS (``chflags``) as hex, where any is set; their bits differ from ``flags``."""
+MAC_ACL: Final = b"mac_acl"
+"""Access list of macOS in the text form of ``acl_to_text(3)``."""
+VERSION: Final = b"version"
+
+INTERNAL_PREFIX: Final = b"_internal_"
+RECORD_CRC: Final = b"_internal_record_crc"
+
+FILE: Final = b"file"
+DIRECTORY: Final = b"directory"
+LINK: Final = b"link"
+FIFO: Final = b"fifo"
+SOCKET: Final = b"socket"
+CHAR_DEVICE: Final = b"char_device"
+BLOCK_DEVICE: Final = b"block_device"
+ABSENT: Final = b"absent"
+"""In a patch only: the entry is not there (merging removes it)."""
+UNKNOWN: Final = b"unknown"
+"""In a patch only: what the mirror holds at this path is not known; look at it again."""
