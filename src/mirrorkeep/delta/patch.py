@@ -1,0 +1,255 @@
+"""librsync deltas: our own strict parser, builder and patcher.
+
+A delta is a magic number and commands: *copy* a range of the base, *literal* bytes, *end*.  librsync's
+own patch job is not used on what a client sent: here every field is checked before anything is
+written, nothing aborts the process, and memory stays bounded whatever the delta says.
+
+Not here: searching (``difference.py``), staging and digests (``tree``): a delta that parses may still
+make the wrong bytes, so the caller checks the result's digest before it publishes.
+
+A crash in the middle of :func:`apply_delta` leaves the output range partly written: the output is
+always a staged file that nobody else sees, and applying the same delta again repairs it.
+
+Source: librsync ``doc/format.md``; FACT-5, DEL-06..08.  Frozen by ``tests/golden/delta``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from mirrorkeep.errors import MalformedDelta
+
+DELTA_MAGIC: Final = b"rs\x026"
+_END: Final = 0
+_LAST_SHORT_LITERAL: Final = 64
+_FIRST_LITERAL: Final = 65
+_FIRST_COPY: Final = 69
+_FIRST_RESERVED: Final = 85
+_WIDTHS: Final = (1, 2, 4, 8)
+_PIECE_BYTES: Final = 1024 * 1024
+_NO_COPY_RANGE: Final = frozenset(
+    {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EBADF}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Take ``length`` bytes of the base from ``offset``."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Take these bytes (a view into the delta where it was parsed)."""
+
+    data: bytes | memoryview
+
+
+def delta_operations(delta: bytes | memoryview) -> Iterator[Copy | Literal]:
+    """Yield the operations of ``delta`` in order, each checked when it is reached.
+
+    Raises MalformedDelta: wrong magic, reserved command, zero or cut-off length, missing or early end.
+    """
+    view = memoryview(delta)
+    if bytes(view[:4]) != DELTA_MAGIC:
+        raise MalformedDelta(detail="it does not begin with librsync's magic number")
+    position, total = 4, len(view)
+    while position < total:
+        command = view[position]
+        position += 1
+        if command == _END:
+            if position != total:
+                raise MalformedDelta(detail=f"{total - position} bytes after its end")
+            return
+        if command <= _LAST_SHORT_LITERAL:
+            length = command
+        elif command < _FIRST_RESERVED:
+            offset_bytes, length_bytes = _field_widths(command)
+            fields_end = position + offset_bytes + length_bytes
+            if fields_end > total:
+                raise MalformedDelta(detail="it ends inside a command")
+            length = int.from_bytes(view[position + offset_bytes : fields_end], "big")
+            offset = int.from_bytes(view[position : position + offset_bytes], "big")
+            position = fields_end
+            if not length:
+                raise MalformedDelta(detail="a command of no bytes")
+            if offset_bytes:
+                yield Copy(offset, length)
+                continue
+        else:
+            raise MalformedDelta(detail=f"reserved command {command}")
+        if length > total - position:
+            raise MalformedDelta(detail="it ends inside literal bytes")
+        yield Literal(view[position : position + length])
+        position += length
+    raise MalformedDelta(detail="its end is missing")
+
+
+def _field_widths(command: int) -> tuple[int, int]:
+    """Return the bytes of a command's offset (0 for a literal) and of its length."""
+    if command < _FIRST_COPY:
+        return 0, _WIDTHS[command - _FIRST_LITERAL]
+    offset_width, length_width = divmod(command - _FIRST_COPY, 4)
+    return _WIDTHS[offset_width], _WIDTHS[length_width]
+
+
+def check_delta(delta: bytes | memoryview, base_bytes: int, expected_bytes: int | None = None) -> int:
+    """Parse ``delta`` to its end and return how many bytes it makes; nothing is read or written.
+
+    Raises MalformedDelta when it copies from beyond ``base_bytes`` or does not make ``expected_bytes``.
+    """
+    made = 0
+    for operation in delta_operations(delta):
+        if isinstance(operation, Copy):
+            if operation.offset + operation.length > base_bytes:
+                raise MalformedDelta(detail="it copies from beyond the end of its base")
+            made += operation.length
+        else:
+            made += len(operation.data)
+        if expected_bytes is not None and made > expected_bytes:
+            raise MalformedDelta(detail=f"it makes more than the expected {expected_bytes} bytes")
+    if expected_bytes is not None and made != expected_bytes:
+        raise MalformedDelta(detail=f"it makes {made} bytes instead of {expected_bytes}")
+    return made
+
+
+def apply_delta(
+    delta: bytes, base_fd: int, out_fd: int, out_offset: int, *, expected_bytes: int, cloned: bool = True
+) -> None:
+    """Write what ``delta`` makes of the file ``base_fd`` into ``out_fd`` from ``out_offset``.
+
+    ``out_fd`` is another file than the base.  With ``cloned`` it began as a clone of the base: stretches
+    that stay where they were are not written, and stay shared with the snapshots.  The whole delta is
+    checked first: MalformedDelta means that nothing was written.  OSError (ENOSPC, EIO) is the
+    caller's: the range counts as unwritten and may be written again.
+    """
+    check_delta(delta, os.fstat(base_fd).st_size, expected_bytes)
+    position = out_offset
+    for operation in delta_operations(delta):
+        if isinstance(operation, Literal):
+            _write_all(out_fd, memoryview(operation.data), position)
+            position += len(operation.data)
+            continue
+        if not (cloned and operation.offset == position):
+            _copy_range(base_fd, operation.offset, out_fd, position, operation.length)
+        position += operation.length
+
+
+def moved_spans(delta: bytes | memoryview, start: int) -> list[tuple[int, int]]:
+    """Return the ranges (from, to) of a delta's result that do not stay where they were in the base.
+
+    ``start`` is where the result begins in the new file.  Neighbouring ranges are joined.
+    """
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for operation in delta_operations(delta):
+        literal = isinstance(operation, Literal)
+        length = len(operation.data) if isinstance(operation, Literal) else operation.length
+        if literal or (isinstance(operation, Copy) and operation.offset != start + position):
+            if spans and spans[-1][1] == position:
+                spans[-1] = (spans[-1][0], position + length)
+            else:
+                spans.append((position, position + length))
+        position += length
+    return spans
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data = data[written:]
+        offset += written
+
+
+def _copy_range(base_fd: int, base_offset: int, out_fd: int, out_offset: int, length: int) -> None:
+    """Copy inside the kernel where it can, else through 1 MiB of memory."""
+    while length:
+        try:
+            copied = os.copy_file_range(base_fd, out_fd, length, base_offset, out_offset)
+        except OSError as error:
+            if error.errno not in _NO_COPY_RANGE:
+                raise
+            copied = 0
+        if not copied:
+            piece = os.pread(base_fd, min(length, _PIECE_BYTES), base_offset)
+            if not piece:
+                raise MalformedDelta(detail="its base became shorter while it was applied")
+            _write_all(out_fd, memoryview(piece), out_offset)
+            copied = len(piece)
+        base_offset += copied
+        out_offset += copied
+        length -= copied
+
+
+def patch_stream(delta: bytes, base_fd: int, out: BinaryIO, *, max_bytes: int | None = None) -> int:
+    """Write what ``delta`` makes of the file ``base_fd`` to ``out``; return how many bytes that were.
+
+    The whole delta is checked before the first byte.  Raises MalformedDelta, also when it would make
+    more than ``max_bytes`` (a few bytes of delta can ask for any number of copies).
+    """
+    made = check_delta(delta, os.fstat(base_fd).st_size)
+    if max_bytes is not None and made > max_bytes:
+        raise MalformedDelta(detail=f"it makes {made} bytes, more than the limit of {max_bytes}")
+    for operation in delta_operations(delta):
+        if isinstance(operation, Literal):
+            out.write(operation.data)
+            continue
+        offset, end = operation.offset, operation.offset + operation.length
+        while offset < end:
+            piece = os.pread(base_fd, min(end - offset, _PIECE_BYTES), offset)
+            if not piece:
+                raise MalformedDelta(detail="its base became shorter while it was applied")
+            out.write(piece)
+            offset += len(piece)
+    return made
+
+
+def build_delta(operations: Iterable[Copy | Literal]) -> bytes:
+    """Return the librsync delta of ``operations``: neighbouring copies joined, empty ones left out."""
+    parts: list[bytes | memoryview] = [DELTA_MAGIC]
+    start = end = 0  # the copy that is still growing
+    for operation in operations:
+        if isinstance(operation, Copy):
+            if not operation.length:
+                continue
+            if operation.offset != end or start == end:
+                _append_copy(parts, start, end)
+                start = operation.offset
+            end = operation.offset + operation.length
+        elif operation.data:
+            _append_copy(parts, start, end)
+            start = end = 0
+            parts.append(_literal_head(len(operation.data)))
+            parts.append(operation.data)
+    _append_copy(parts, start, end)
+    parts.append(b"\0")
+    return b"".join(parts)
+
+
+def _append_copy(parts: list[bytes | memoryview], start: int, end: int) -> None:
+    if start == end:
+        return
+    offset_width, length_width = _narrowest(start), _narrowest(end - start)
+    parts.append(
+        bytes((_FIRST_COPY + 4 * offset_width + length_width,))
+        + start.to_bytes(_WIDTHS[offset_width], "big")
+        + (end - start).to_bytes(_WIDTHS[length_width], "big")
+    )
+
+
+def _literal_head(length: int) -> bytes:
+    if length <= _LAST_SHORT_LITERAL:
+        return bytes((length,))
+    width = _narrowest(length)
+    return bytes((_FIRST_LITERAL + width,)) + length.to_bytes(_WIDTHS[width], "big")
+
+
+def _narrowest(value: int) -> int:
+    """Return the index of the narrowest field that holds ``value``; OverflowError never for file sizes."""
+    return 0 if value < 1 << 8 else 1 if value < 1 << 16 else 2 if value < 1 << 32 else 3
