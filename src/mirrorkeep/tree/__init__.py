@@ -1,0 +1,1 @@
+"""Trees seen through one interface: native, stored, remote."""

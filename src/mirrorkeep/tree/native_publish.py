@@ -1,0 +1,162 @@
+"""Files in the making and the one moment in which they get their name.
+
+A new file has no name at all (``O_TMPFILE``) until it is linked to its own; what replaces something is
+given a temporary name beside it and renamed over it.  Where the file system cannot hold nameless files
+the temporary name comes first.
+
+A crash leaves the old entry or the new one, and at worst a name that begins with
+``.mirrorkeep-part-``.  Nothing is made durable here.  Not here: what goes into the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat as st
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from mirrorkeep.errors import AlreadyExists
+from mirrorkeep.tree.metadata.flags import clear_protection
+from mirrorkeep.tree.metadata.posix import OPEN_ENTRY
+
+PART_PREFIX: Final = b".mirrorkeep-part-"
+"""Names of files in the making; whatever begins so may be removed when nothing is running."""
+
+_CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+_UNNAMED: Final = getattr(os, "O_TMPFILE", 0)
+_NO_UNNAMED: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+_MARK: Final = os.urandom(4).hex().encode()
+_numbers = itertools.count()
+_Result = TypeVar("_Result")
+
+
+def temporary_name() -> bytes:
+    """Return a name that no other process and no earlier call uses."""
+    return b"%b%x-%b-%x" % (PART_PREFIX, os.getpid(), _MARK, next(_numbers))
+
+
+class NewFile:
+    """A regular file in the making in one directory: open, empty, mode 0600, not yet visible.
+
+    Close it in every case; a file that was not published is then gone.
+    """
+
+    __slots__ = ("_dir_fd", "_temporary", "fd")
+
+    def __init__(self, dir_fd: int) -> None:
+        self._dir_fd = dir_fd
+        self._temporary: bytes | None = None
+        self.fd = self._create()
+
+    def _create(self) -> int:
+        if _UNNAMED:
+            try:
+                return os.open(b".", os.O_RDWR | os.O_CLOEXEC | _UNNAMED, 0o600, dir_fd=self._dir_fd)
+            except OSError as error:
+                if error.errno not in _NO_UNNAMED and error.errno != errno.EPERM:
+                    raise
+        self._temporary = temporary_name()
+
+        def create() -> int:
+            return os.open(self._temporary or b"", _CREATE, 0o600, dir_fd=self._dir_fd)
+
+        return unprotected(create, self._dir_fd)
+
+    def publish(self, name: bytes, *, replace: bool = True) -> None:
+        """Give the file its name, in the place of whatever non-directory has it.
+
+        With ``replace=False`` a name that is taken raises FileExistsError.  AlreadyExists when a
+        directory is in the way.
+        """
+        dir_fd = self._dir_fd
+        if self._temporary is None:
+            path = b"/proc/self/fd/%d" % self.fd
+            try:
+                os.link(path, name, dst_dir_fd=dir_fd, follow_symlinks=True)
+                return
+            except FileExistsError:
+                if not replace:
+                    raise
+            self._temporary = temporary_name()
+            unprotected(
+                lambda: os.link(path, self._temporary or b"", dst_dir_fd=dir_fd, follow_symlinks=True), dir_fd
+            )
+        if replace:
+            rename_over(dir_fd, self._temporary, dir_fd, name)
+        else:
+            os.link(self._temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+            discard(dir_fd, self._temporary)
+        self._temporary = None
+
+    def close(self) -> None:
+        """Close the file; it is gone unless it was published."""
+        os.close(self.fd)
+        if self._temporary is not None:
+            discard(self._dir_fd, self._temporary)
+
+
+def rename_over(source_fd: int, source: bytes, target_fd: int, target: bytes) -> None:
+    """Rename, replacing any non-directory; AlreadyExists when a directory is in the way."""
+
+    def rename() -> None:
+        os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+    try:
+        unprotected(rename, target_fd, target)
+    except IsADirectoryError:
+        raise AlreadyExists(what=target) from None
+
+
+def unprotected(action: Callable[[], _Result], dir_fd: int, *names: bytes) -> _Result:
+    """Do ``action``; where an immutable or append-only flag forbids it, clear that flag and do it again.
+
+    Looks at the directory and at ``names`` in it.  The directory gets its flags back with its next STAMP,
+    which every change in it brings about.
+    """
+    try:
+        return action()
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        cleared = [_clear(dir_fd, name) for name in (b".", *names)]
+        if not any(cleared):
+            raise
+        return action()
+
+
+def discard(dir_fd: int, name: bytes) -> None:
+    """Remove a temporary name if it is there; trouble is left for the next cleaning."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError:
+        pass
+
+
+def clean_directory(dir_fd: int, name: bytes) -> int:
+    """Remove every temporary name directly in directory ``name``; return how many there were."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        leftover = [entry for entry in map(os.fsencode, os.listdir(fd)) if entry.startswith(PART_PREFIX)]
+        for entry in leftover:
+            discard(fd, entry)
+        return len(leftover)
+    finally:
+        os.close(fd)
+
+
+def _clear(dir_fd: int, name: bytes) -> bool:
+    try:
+        if st.S_IFMT(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode) not in (
+            st.S_IFREG,
+            st.S_IFDIR,
+        ):
+            return False
+        fd = os.open(name, OPEN_ENTRY, dir_fd=dir_fd)
+    except OSError:
+        return False
+    try:
+        return clear_protection(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,307 @@
+"""Writing the native tree: a restore target, or any folder that is made to agree with records.
+
+Every change is whole or not there: content is checked before anything is written, a new file gets its
+metadata before its name, and what is replaced is replaced by one rename.  Directories, and links and
+nodes that are right already, are stamped in place.
+
+A crash at any point leaves the old entry or the new one, and at worst names that begin with
+``.mirrorkeep-part-`` (see ``native_publish``, ``native_move``).  Nothing is made durable here: the
+caller ends its run with a ``syncfs``.
+
+Not here: large files (``native_transaction``), moves and copies (``native_move``), metadata
+(``metadata.posix``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as st
+from collections import Counter
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Final
+
+from mirrorkeep.errors import (
+    AlreadyExists,
+    MalformedBundle,
+    MirrorkeepError,
+    NotAuthorised,
+    NotFound,
+    PathRefused,
+)
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import Record, parse_record
+from mirrorkeep.tree.digest import check_content
+from mirrorkeep.tree.metadata.flags import BEFORE_CONTENT, write_flags
+from mirrorkeep.tree.metadata.posix import FORMAT_OF_KIND, stamp, stamp_flags
+from mirrorkeep.tree.native_case import CaseGuard
+from mirrorkeep.tree.native_content import write_content
+from mirrorkeep.tree.native_move import Mover
+from mirrorkeep.tree.native_parents import Parents
+from mirrorkeep.tree.native_publish import (
+    NewFile,
+    clean_directory,
+    discard,
+    rename_over,
+    temporary_name,
+    unprotected,
+)
+from mirrorkeep.tree.protocol import Failure, Frame, Op
+
+_COARSEST_NS: Final = 2_000_000_000
+"""No file system keeps times coarser than this."""
+_NODE_KINDS: Final = (keys.FIFO, keys.SOCKET, keys.CHAR_DEVICE, keys.BLOCK_DEVICE)
+_DEVICE_KINDS: Final = (keys.CHAR_DEVICE, keys.BLOCK_DEVICE)
+_CODE_OF_ERRNO: Final = {
+    errno.ENOENT: "not_found",
+    errno.ENOTDIR: "not_found",
+    errno.ELOOP: "path_refused",
+    errno.EACCES: "not_authorised",
+    errno.EPERM: "not_authorised",
+    errno.EROFS: "read_only",
+    errno.ENOSPC: "no_space",
+    errno.EDQUOT: "no_space",
+    errno.EEXIST: "already_exists",
+    errno.ENOTEMPTY: "already_exists",
+    errno.EISDIR: "already_exists",
+    errno.ENAMETOOLONG: "path_refused",
+}
+
+
+class NativeWriter:
+    """Carries out frames for one call; belongs to one thread.  Use it as a context manager.
+
+    ``shortfalls`` counts, by key, what could not be restored of entries that otherwise were.
+    """
+
+    def __init__(self, root: bytes, *, set_owner: bool, case: CaseGuard) -> None:
+        self._root = root
+        self._owner = set_owner
+        self._case = case
+        self._parents = Parents(root)
+        self.shortfalls: Counter[bytes] = Counter()
+        mover = Mover(root, self._parents, case, self._stamp_entry)
+        self._actions: dict[Op, Callable[[Record, bytes], None]] = {
+            Op.PUT: self._put,
+            Op.STAMP: self._stamp,
+            Op.DIRECTORY: self._directory,
+            Op.LINK: self._link,
+            Op.NODE: self._node,
+            Op.HARD_LINK: self._hard_link,
+            Op.HOLD: mover.hold,
+            Op.PLACE: mover.place,
+            Op.COPY: mover.copy,
+            Op.DELETE: self._delete,
+        }
+
+    def __enter__(self) -> NativeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parents.close()
+
+    def apply(self, frames: Iterable[Frame]) -> list[Failure]:
+        """Carry out frames in order; return those that were not done."""
+        failures = []
+        for index, frame in enumerate(frames):
+            path = b""
+            try:
+                record = parse_record(frame.line)
+                path = record.path
+                self._apply_one(record, frame)
+            except MirrorkeepError as error:
+                failures.append(Failure(index, path, error.code, str(error)))
+            except OSError as error:
+                failures.append(failure_of(index, path, error))
+            except ValueError as error:  # a field that is no number, range or access list
+                failures.append(Failure(index, path, "malformed_manifest", str(error)))
+        return failures
+
+    def _apply_one(self, record: Record, frame: Frame) -> None:
+        opened_before = self._parents.knows(record.path)
+        try:
+            self._actions[frame.op](record, frame.data)
+        except FileNotFoundError:
+            if not opened_before:
+                raise
+            # The directory may have been replaced since it was opened: look again, once.
+            self._parents.forget(record.path.rpartition(b"/")[0])
+            self._actions[frame.op](record, frame.data)
+
+    # --- one method for each operation ------------------------------------------------------
+
+    def _put(self, record: Record, data: bytes) -> None:
+        fields = record.fields
+        check_content(record.path, fields, data)
+        dir_fd, name = self._place(record.path)
+        flagged = keys.FLAGS in fields
+        new = NewFile(dir_fd)
+        try:
+            if flagged:
+                write_flags(new.fd, int(fields[keys.FLAGS], 16) & BEFORE_CONTENT)
+            write_content(new.fd, data, fields.get(keys.SPARSE))
+            self._note(stamp(dir_fd, name, fields, owner=self._owner, fd=new.fd, protect=False))
+            new.publish(name)
+            if flagged:
+                stamp_flags(new.fd, fields)
+        finally:
+            new.close()
+
+    def _stamp(self, record: Record, data: bytes) -> None:
+        dir_fd, name = self._parents.locate(record.path)
+        mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+        if st.S_IFMT(mode) != FORMAT_OF_KIND.get(record.kind):
+            raise AlreadyExists(what=record.path)
+        self._stamp_entry(record, dir_fd, name)
+
+    def _directory(self, record: Record, data: bytes) -> None:
+        if not record.path:
+            os.makedirs(self._root, mode=0o700, exist_ok=True)
+            return
+        dir_fd, name = self._place(record.path)
+        try:
+            unprotected(lambda: os.mkdir(name, 0o700, dir_fd=dir_fd), dir_fd)
+        except FileExistsError:
+            if not st.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+                raise AlreadyExists(what=record.path) from None
+
+    def _link(self, record: Record, data: bytes) -> None:
+        target = record.fields.get(keys.LINK_TARGET, b"")
+        dir_fd, name = self._place(record.path)
+        try:
+            if os.readlink(name, dir_fd=dir_fd) == target:
+                self._stamp_entry(record, dir_fd, name)
+                return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: something else, replaced below
+                raise
+        temporary = temporary_name()
+        unprotected(lambda: os.symlink(target, temporary, dir_fd=dir_fd), dir_fd)
+        self._publish_node(record, dir_fd, temporary, name)
+
+    def _node(self, record: Record, data: bytes) -> None:
+        if record.kind not in _NODE_KINDS:
+            raise MalformedBundle(offset=0, detail=f"{record.kind!r} is no FIFO, socket or device")
+        kind, device = FORMAT_OF_KIND[record.kind], 0
+        if record.kind in _DEVICE_KINDS:
+            major, _, minor = record.fields.get(keys.DEVICE, b"").partition(b":")
+            device = os.makedev(int(major), int(minor))
+        dir_fd, name = self._place(record.path)
+        try:
+            existing = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            if st.S_IFMT(existing.st_mode) == kind and existing.st_rdev == device:
+                self._stamp_entry(record, dir_fd, name)
+                return
+        except FileNotFoundError:
+            pass
+        temporary = temporary_name()
+        try:
+            unprotected(lambda: os.mknod(temporary, kind | 0o600, device, dir_fd=dir_fd), dir_fd)
+        except PermissionError as error:
+            raise NotAuthorised(detail=f"making a {record.kind.decode()}: {error.strerror}") from error
+        self._publish_node(record, dir_fd, temporary, name)
+
+    def _publish_node(self, record: Record, dir_fd: int, temporary: bytes, name: bytes) -> None:
+        try:
+            self._stamp_entry(record, dir_fd, temporary)
+            rename_over(dir_fd, temporary, dir_fd, name)
+        except BaseException:
+            discard(dir_fd, temporary)
+            raise
+
+    def _hard_link(self, record: Record, data: bytes) -> None:
+        leader = record.fields.get(keys.HARD_LINK, b"")
+        others = Parents(self._root)
+        try:
+            leader_fd, leader_name = others.locate(leader)
+            dir_fd, name = self._place(record.path)
+            wanted = os.stat(leader_name, dir_fd=leader_fd, follow_symlinks=False)
+            if st.S_ISDIR(wanted.st_mode):
+                raise PathRefused(path=leader, detail="a directory has one name only")
+            if not _may_be(wanted, record):
+                raise NotFound(what=leader)  # another file has that name by now
+            if _is(dir_fd, name, wanted):
+                return
+            temporary = temporary_name()
+            unprotected(
+                lambda: os.link(
+                    leader_name, temporary, src_dir_fd=leader_fd, dst_dir_fd=dir_fd, follow_symlinks=False
+                ),
+                leader_fd,
+                leader_name,
+            )
+            try:
+                rename_over(dir_fd, temporary, dir_fd, name)
+            finally:
+                discard(dir_fd, temporary)
+            if keys.FLAGS in record.fields:
+                self._stamp_entry(record, dir_fd, name)
+        finally:
+            others.close()
+
+    def _delete(self, record: Record, data: bytes) -> None:
+        if not record.path:
+            raise PathRefused(path=record.path, detail="the root of a tree is not deleted")
+        try:
+            dir_fd, name = self._parents.locate(record.path)
+            if st.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+                self._parents.forget(record.path)
+                self._remove_directory(dir_fd, name)
+            else:
+                unprotected(lambda: os.unlink(name, dir_fd=dir_fd), dir_fd, name)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # repeated: it is gone, as asked for
+
+    @staticmethod
+    def _remove_directory(dir_fd: int, name: bytes) -> None:
+        try:
+            unprotected(lambda: os.rmdir(name, dir_fd=dir_fd), dir_fd, name)
+        except OSError as error:
+            # What a crashed write left there is ours; anything else keeps the directory.
+            if error.errno != errno.ENOTEMPTY or not clean_directory(dir_fd, name):
+                raise
+            os.rmdir(name, dir_fd=dir_fd)
+
+    # --- shared steps -----------------------------------------------------------------------
+
+    def _place(self, path: bytes) -> tuple[int, bytes]:
+        """Locate a path that is about to be written, refusing the root and collisions of case."""
+        if not path:
+            raise PathRefused(path=path, detail="the root of a tree is a directory")
+        dir_fd, name = self._parents.locate(path, create=True)
+        if self._case.folds is not False:
+            self._case.check(dir_fd, name, path)
+        return dir_fd, name
+
+    def _stamp_entry(self, record: Record, dir_fd: int, name: bytes) -> None:
+        self._note(stamp(dir_fd, name, record.fields, owner=self._owner))
+
+    def _note(self, missed: list[bytes]) -> None:
+        if missed:
+            self.shortfalls.update(missed)
+
+
+def failure_of(index: int, path: bytes, error: OSError) -> Failure:
+    """Return what the operating system refused as a failure of frame ``index``."""
+    code = _CODE_OF_ERRNO.get(error.errno or 0, "storage_failure")
+    detail = os.strerror(error.errno) if error.errno else str(error)
+    return Failure(index, path, code, detail)
+
+
+def _is(dir_fd: int, name: bytes, wanted: os.stat_result) -> bool:
+    try:
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (found.st_ino, found.st_dev) == (wanted.st_ino, wanted.st_dev)
+
+
+def _may_be(status: os.stat_result, record: Record) -> bool:
+    """Say whether a file has the size and time of the record, as far as the record has them."""
+    fields = record.fields
+    if record.kind != keys.FILE or keys.SIZE not in fields or keys.MTIME not in fields:
+        return True
+    return status.st_size == record.size and abs(status.st_mtime_ns - record.mtime_ns) <= _COARSEST_NS

@@ -1,0 +1,246 @@
+"""The staging folder: files in the making, inside the same file system as the tree they are made for.
+
+Everything that replaces something is written here first and then renamed, so that a reader sees the old
+or the new.  ``ROOT/.mirrorkeep/.mirrorkeep.staging`` holds, by first letters: ``s.`` single files in the
+making, ``h.KEY`` what the first phase of a move keeps, ``t.ID...`` transactions, ``m.ID`` logged moves
+(``stored_plain`` replays them), ``d.ID`` what is being deleted.
+
+Not here: what is published, and when (``placement``).  A crash leaves staged files behind; nothing reads
+them as entries, and :meth:`Staging.empty` removes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+import stat as stat_module
+import time
+from typing import Final
+
+from mirrorkeep.tree.layout import HIDDEN, OPEN_DIRECTORY, STAGING, Directories
+
+NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_STAGED: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+HELD: Final = b"h."
+TRANSACTION: Final = b"t."
+MOVE_LOG: Final = b"m."
+DELETED: Final = b"d."
+_FICLONE: Final = 0x40049409
+_RENAME_EXCHANGE: Final = 2
+_COPY_BYTES: Final = 1 << 24
+_NO_EXCHANGE: Final = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+_NO_CLONE: Final = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.ETXTBSY)
+_GROUP: Final = re.compile(rb"(t\.[0-9a-f]+)")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Staging:
+    """The staging folder of one stored tree; made at the first write.  Safe for threads and forks."""
+
+    def __init__(self, root_fd: int) -> None:
+        self._root_fd = root_fd
+        self._fd = -1
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the folder, which is made when it is missing; raises OSError."""
+        if self._fd < 0:
+            directories = Directories(self._root_fd)
+            try:
+                hidden = directories.get(b"").open_hidden(make=True)
+                try:
+                    os.mkdir(STAGING, 0o700, dir_fd=hidden)
+                except FileExistsError:
+                    pass
+                self._fd = os.open(STAGING, OPEN_DIRECTORY, dir_fd=hidden)
+            finally:
+                directories.close()
+        return self._fd
+
+    def exists(self) -> bool:
+        """Say whether the folder is there, without making it."""
+        try:
+            os.stat(HIDDEN + b"/" + STAGING, dir_fd=self._root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def create(self, mode: int = 0o600, name: bytes | None = None) -> tuple[bytes, int]:
+        """Make an empty staged file; returns its name and a descriptor to read and write it."""
+        name = name or new_name()
+        return name, os.open(name, _NEW_STAGED, mode, dir_fd=self.fd)
+
+    def write(self, data: bytes, name: bytes | None = None, *, durable: bool = False) -> bytes:
+        """Make a staged file with ``data`` and return its name; nothing stays behind on OSError."""
+        name, fd = self.create(name=name)
+        try:
+            try:
+                write_all(fd, data)
+                if durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            self.discard(name)
+            raise
+        return name
+
+    def discard(self, name: bytes) -> None:
+        """Remove a staged file or link; missing is fine, and so is a failure (emptied later)."""
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except OSError:
+            pass
+
+    def swap_in(self, staged: bytes, dir_fd: int, name: bytes) -> bool:
+        """Put ``staged`` at ``name``.  Returns True when something was there: ``staged`` now holds it."""
+        try:
+            exchange(self.fd, staged, dir_fd, name)
+            return True
+        except FileNotFoundError:
+            os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
+            return False
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+        kept = new_name()
+        try:
+            os.link(name, kept, src_dir_fd=dir_fd, dst_dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
+            return False
+        os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
+        os.rename(kept, staged, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        return True
+
+    def swap_out(self, staged: bytes, dir_fd: int, name: bytes, *, replaced: bool) -> None:
+        """Undo :meth:`swap_in`: what was at ``name`` is there again."""
+        if replaced:
+            os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
+        else:
+            os.unlink(name, dir_fd=dir_fd)
+
+    def empty(self, older_than_s: float = 0.0) -> int:
+        """Remove what nobody touched for ``older_than_s``, logged moves excepted; returns how many.
+
+        The files of one transaction are as young as the youngest of them.
+        """
+        if not self.exists():
+            return 0
+        limit_ns = time.time_ns() - int(older_than_s * 1e9)
+        youngest: dict[bytes, int] = {}
+        members: dict[bytes, list[bytes]] = {}
+        for entry in os.scandir(self.fd):
+            name = os.fsencode(entry.name)
+            if name.startswith(MOVE_LOG):
+                continue
+            match = _GROUP.match(name)
+            group = match[1] if match else name
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            members.setdefault(group, []).append(name)
+            # The clock of the last change, for a held file carries the times of its entry.
+            youngest[group] = max(youngest.get(group, 0), status.st_ctime_ns)
+        removed = 0
+        for group, names in members.items():
+            if older_than_s <= 0 or youngest[group] <= limit_ns:
+                for name in names:
+                    self.remove_whole(name)
+                    removed += 1
+        return removed
+
+    def remove_whole(self, name: bytes) -> None:
+        """Remove a staged file, link or directory with all that is in it; missing is fine."""
+        try:
+            status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if stat_module.S_ISDIR(status.st_mode):
+            shutil.rmtree(os.fsdecode(name), dir_fd=self.fd, ignore_errors=True)
+        else:
+            self.discard(name)
+
+
+def new_name(prefix: bytes = b"s.") -> bytes:
+    """Return a name that no other process will choose."""
+    return prefix + os.urandom(12).hex().encode()
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` at the descriptor's position; raises OSError (ENOSPC for a short write)."""
+    written = os.write(fd, data)
+    if written == len(data):
+        return
+    view = memoryview(data)
+    while written < len(view):
+        count = os.write(fd, view[written:])
+        if count == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += count
+
+
+def exchange(src_dir_fd: int, src: bytes, dst_dir_fd: int, dst: bytes) -> None:
+    """Exchange two names atomically (renameat2); raises OSError, ENOENT when either is missing."""
+    if _libc.renameat2(src_dir_fd, src, dst_dir_fd, dst, _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), dst)
+
+
+def sync_file_system(fd: int) -> None:
+    """Make everything on the file system of ``fd`` durable (syncfs); raises OSError."""
+    if _libc.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def try_clone(source_fd: int, target_fd: int) -> bool:
+    """Make the target share all blocks of the source (FICLONE); False where that cannot be."""
+    try:
+        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+        return True
+    except OSError as error:
+        if error.errno not in _NO_CLONE:
+            raise
+        return False
+
+
+def copy_content(source_fd: int, target_fd: int, size_bytes: int) -> None:
+    """Make the empty target hold what the source holds, shared where possible, holes kept."""
+    if try_clone(source_fd, target_fd):
+        return
+    os.ftruncate(target_fd, size_bytes)
+    position = 0
+    while position < size_bytes:
+        try:
+            position = os.lseek(source_fd, position, os.SEEK_DATA)
+            end = min(os.lseek(source_fd, position, os.SEEK_HOLE), size_bytes)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # a hole to the end
+            end = size_bytes
+        while position < end:
+            position += copy_range(source_fd, target_fd, position, min(end - position, _COPY_BYTES))
+
+
+def copy_range(source_fd: int, target_fd: int, position: int, count: int) -> int:
+    """Copy up to ``count`` bytes at ``position`` and return how many, at least one; raises OSError."""
+    try:
+        done = os.copy_file_range(source_fd, target_fd, count, position, position)
+    except OSError as error:
+        if error.errno not in _NO_CLONE:
+            raise
+        done = os.pwrite(target_fd, os.pread(source_fd, min(count, 1 << 20), position), position)
+    if done == 0:
+        raise OSError(errno.EIO, "the file became shorter while it was copied")
+    return done

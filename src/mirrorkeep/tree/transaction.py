@@ -1,0 +1,403 @@
+"""A large stored file in the making: segments written into a staged clone by any number of processes.
+
+Everything a worker needs to go on lies in the staging folder, under the transaction's id, so that any
+process of the server can take the next request:
+
+    t.ID        the new file: a clone of the base that shares its blocks, or empty
+    t.ID.base   the base as it was at the beginning (another name of its inode), for copies out of deltas
+    t.ID.begin  a sidecar: generation of the base, the opening record, what is known of the base
+    t.ID.log    a row for each segment before and after it is written: start, end, state
+
+A segment counts as written when the last row for its range says so.  Blocks that nobody writes stay
+shared with the base, and so with the snapshots (SNP-08, SNP-09).
+
+Not here: which segments there are (``delta.segments``), the barrier against snapshots (``store``).
+A crash leaves the old file, and staged files that expire.  Nothing is durable before the run's commit
+unless ``finish`` is asked to make it so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat as stat_module
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from mirrorkeep.delta.patch import check_delta, moved_spans, patch_stream
+from mirrorkeep.errors import (
+    DigestMismatch,
+    LengthMismatch,
+    MalformedManifest,
+    MalformedRequest,
+    NotFound,
+    PatchTargetMissing,
+    PathRefused,
+)
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import Record, parse_record
+from mirrorkeep.tree import wire
+from mirrorkeep.tree.digest import hash_open_file, parse_ranges, same_digest
+from mirrorkeep.tree.durability import start_writing
+from mirrorkeep.tree.layout import split_path, storage_errors
+from mirrorkeep.tree.placement import READ_FILE, Placement
+from mirrorkeep.tree.protocol import Segment
+from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, decode_sidecar, encode_sidecar
+from mirrorkeep.tree.staging import TRANSACTION, copy_content, write_all
+
+_ID: Final = re.compile(r"[0-9a-f]{24}")
+_ROW: Final = struct.Struct(">QQB")
+_BEGUN, _VERIFIED, _UNVERIFIED = 0, 1, 2
+_BASE_BYTES: Final = b"base_bytes"
+_VOUCHED: Final = b"base_vouched"
+_DONE: Final = b"done"
+_OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class StoredTransaction:
+    """One transaction, as seen by one worker; see ``protocol.Transaction``."""
+
+    def __init__(self, placement: Placement, transaction_id: str) -> None:
+        """Take up the transaction; raises NotFound when it is over or was never begun."""
+        if not _ID.fullmatch(transaction_id):
+            raise MalformedRequest(detail="this is no transaction")
+        self.id = transaction_id
+        self._placement = placement
+        self._staging = placement.staging
+        self._data = TRANSACTION + transaction_id.encode()
+        begin = _read_staged(placement, self._data + b".begin")
+        if begin is None:
+            raise NotFound(what=f"transaction {transaction_id}")
+        state = decode_sidecar(begin)
+        self._generation = state.generation
+        self._entries = state.entries
+        self.path = parse_record(state.line, check=False).path
+
+    @property
+    def on_base(self) -> bool:
+        """Whether the file began as a clone of the one that is there."""
+        return _BASE_BYTES in self._entries
+
+    def write(self, segment: Segment, body: bytes, *, delta: bool, digest: bytes | None) -> None:
+        """Write one segment; see ``protocol.Transaction``.
+
+        ``digest=None``: nobody vouches for the segment, and a record with a hash has the whole file read
+        at the end.  Raises DigestMismatch, LengthMismatch, MalformedDelta, PatchTargetMissing, NoSpace,
+        StorageFailure: the segment counts as unwritten and may be sent again.
+        """
+        self._check_open()
+        length = segment.end - segment.start
+        if length < 0 or segment.start < 0:
+            raise MalformedRequest(detail="a segment ends before it starts")
+        if not delta:
+            if len(body) != length:
+                raise LengthMismatch(path=self.path, expected=length, actual=len(body))
+            self._verify(body, digest)
+        with storage_errors(self.path):
+            touched = any(start < segment.end and segment.start < end for start, end, _ in self._rows())
+            fd = self._open_data()
+            try:
+                self._note(segment, _BEGUN)
+                if delta:
+                    self._write_delta(fd, segment, body, digest, clean=not touched)
+                else:
+                    _write_at(fd, body, segment.start)
+                    start_writing(fd, segment.start, length)
+                self._note(segment, _UNVERIFIED if digest is None else _VERIFIED)
+            finally:
+                os.close(fd)
+
+    def finish(self, line: bytes, segments: Sequence[Segment], *, durable: bool = False) -> None:
+        """Publish the file under its record ``line``; see ``protocol.Transaction``.
+
+        Where neither the sender nor the sidecar vouches for the base (see :func:`begin_transaction`), the
+        whole file is read and must hash to the record's digest.  Repeating a finish that succeeded does
+        nothing.  Raises GenerationConflict, PatchTargetMissing, DigestMismatch, NoSpace, StorageFailure:
+        the old file stays, the transaction stays open.
+        """
+        record = parse_record(line)
+        if record.path != self.path:
+            raise PathRefused(path=record.path, detail="the record belongs to another file")
+        if record.kind != keys.FILE:
+            raise MalformedRequest(detail="the record is that of no regular file")
+        if self._entries.get(_DONE) == line:
+            return
+        self._check_open()
+        with storage_errors(self.path):
+            unverified = self._check_written(record, segments)
+            fd = self._open_data()
+            try:
+                os.ftruncate(fd, record.size)
+                self._punch(fd, record)
+                if record.hash and (unverified or (self.on_base and _VOUCHED not in self._entries)):
+                    self._verify_whole(fd, record)
+                notes = self._placement.stamp(fd, record.fields, keys.FILE, -1, -1)
+                if durable:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._publish(line, notes, durable)
+
+    def abandon(self) -> None:
+        """Forget the transaction; the old file was never touched.  May be called again."""
+        for suffix in (b".begin", b".log", b".base", b""):
+            self._staging.discard(self._data + suffix)
+
+    # --- writing -----------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        self._placement.check_writable(self.path)
+        if _DONE in self._entries:
+            raise PatchTargetMissing(path=self.path, detail="the transaction is over")
+
+    def _open_data(self) -> int:
+        return os.open(self._data, _OPEN, dir_fd=self._staging.fd)
+
+    def _write_delta(
+        self, fd: int, segment: Segment, delta: bytes, digest: bytes | None, *, clean: bool
+    ) -> None:
+        """Make the segment in memory, verify it, and write what does not stay where it was.
+
+        The base's inode is the one that was read and written before, so it is the one that is cached: the
+        clone's own pages would have to come from the disk.
+        """
+        if not self.on_base:
+            raise PatchTargetMissing(path=self.path, detail="a delta needs a base")
+        length = segment.end - segment.start
+        made = io.BytesIO()
+        base = os.open(self._data + b".base", READ_FILE, dir_fd=self._staging.fd)
+        try:
+            check_delta(delta, os.fstat(base).st_size, length)
+            patch_stream(delta, base, made, max_bytes=length)
+        finally:
+            os.close(base)
+        data = made.getbuffer()
+        self._verify(data, digest)
+        # What was written over in this range before is no clone of the base any more.
+        spans = moved_spans(delta, segment.start) if clean else [(0, length)]
+        for start, end in spans:
+            _write_at(fd, data[start:end], segment.start + start)
+
+    def _verify(self, data: bytes | memoryview, digest: bytes | None) -> None:
+        if digest is None:
+            return
+        actual = segment_digest(data)
+        if actual != digest:
+            raise DigestMismatch(path=self.path, expected=digest.hex(), actual=actual.hex())
+
+    def _verify_whole(self, fd: int, record: Record) -> None:
+        actual = hash_open_file(fd, record.fields)
+        if actual != record.hash:
+            raise DigestMismatch(path=self.path, expected=record.hash, actual=actual)
+
+    # --- the log -----------------------------------------------------------------------------
+
+    def _note(self, segment: Segment, state: int) -> None:
+        fd = os.open(self._data + b".log", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, dir_fd=self._staging.fd)
+        try:
+            write_all(fd, _ROW.pack(segment.start, segment.end, state))
+        finally:
+            os.close(fd)
+
+    def _rows(self) -> list[tuple[int, int, int]]:
+        log = _read_staged(self._placement, self._data + b".log") or b""
+        whole = len(log) - len(log) % _ROW.size
+        return list(_ROW.iter_unpack(log[:whole]))
+
+    def _check_written(self, record: Record, segments: Sequence[Segment]) -> bool:
+        """Raise PatchTargetMissing unless all is there; say whether a segment came without a digest."""
+        last = {(start, end): state for start, end, state in self._rows()}
+        for segment in segments:
+            if last.get((segment.start, segment.end), _BEGUN) == _BEGUN:
+                detail = f"segment {segment.start}-{segment.end} was not written"
+                raise PatchTargetMissing(path=self.path, detail=detail)
+        if broken := [span for span, state in last.items() if state == _BEGUN]:
+            detail = f"segment {broken[0][0]}-{broken[0][1]} was begun and not written"
+            raise PatchTargetMissing(path=self.path, detail=detail)
+        self._check_covered(record, sorted(last))
+        return _UNVERIFIED in last.values()
+
+    def _check_covered(self, record: Record, written: list[tuple[int, int]]) -> None:
+        """Raise PatchTargetMissing when bytes come neither from a segment, nor the base, nor a hole."""
+        base_bytes = int(self._entries.get(_BASE_BYTES, b"0"))
+        known = [(0, base_bytes), *written]
+        if keys.SPARSE in record.fields:
+            known += _holes(record)
+        position = 0
+        for start, end in sorted(known):
+            if start > position:
+                break
+            position = max(position, end)
+        if position < record.size:
+            raise PatchTargetMissing(path=self.path, detail=f"nothing was written at byte {position}")
+
+    # --- publishing --------------------------------------------------------------------------
+
+    def _punch(self, fd: int, record: Record) -> None:
+        if keys.SPARSE in record.fields:
+            from mirrorkeep.tree.native_content import punch_holes
+
+            punch_holes(fd, record.fields[keys.SPARSE], record.size)
+
+    def _publish(self, line: bytes, notes: bytes, durable: bool) -> None:
+        placement = self._placement
+        entries = {RECORD: line, RECORDED_ONLY: notes} if notes else {RECORD: line}
+        parent, name = split_path(self.path)
+        with placement.directories() as directories:
+            directory = directories.get(parent, make=True)
+            with placement.locked(directory):
+                placement.publish(
+                    directory,
+                    name,
+                    self._data,
+                    entries,
+                    path=self.path,
+                    expected=self._generation,
+                    durable=durable,
+                )
+        self._entries[_DONE] = line
+        self._staging.discard(self._data + b".begin")
+        self._staging.write(encode_sidecar(self._generation, self._entries), self._data + b".begin")
+        for suffix in (b".log", b".base"):
+            self._staging.discard(self._data + suffix)
+
+
+def begin_transaction(placement: Placement, line: bytes, *, on_base: bool) -> StoredTransaction:
+    """Open a transaction for the file of record ``line``; see ``protocol.Slave.begin``.
+
+    With ``on_base`` the opening record's ``hash`` and size, where given, are those that the sender
+    believes the *base* to have: when the base's sidecar and native state agree with them, the base is
+    vouched for, and what is not sent need not be read again at the end.
+    Raises PatchTargetMissing (no base), PathRefused, NoSpace, StorageFailure.
+    """
+    placement.check_writable()
+    record = parse_record(line)
+    if not record.path:
+        raise PathRefused(path=b"/", detail="the root of a tree is a directory")
+    transaction_id = os.urandom(12).hex()
+    data = TRANSACTION + transaction_id.encode()
+    staging = placement.staging
+    with storage_errors(record.path):
+        try:
+            generation, entries = _stage_base(placement, record, data, on_base)
+            staging.write(b"", data + b".log")
+            staging.write(encode_sidecar(generation, {**entries, RECORD: line}), data + b".begin")
+        except BaseException:
+            for suffix in (b"", b".base", b".log"):
+                staging.discard(data + suffix)
+            raise
+    return StoredTransaction(placement, transaction_id)
+
+
+def _stage_base(
+    placement: Placement, record: Record, data: bytes, on_base: bool
+) -> tuple[int, dict[bytes, bytes]]:
+    """Make the staged file; returns the generation to compare at the end, and what to remember."""
+    staging = placement.staging
+    parent, name = split_path(record.path)
+    with placement.directories() as directories:
+        try:
+            directory = directories.get(parent)
+            sidecar = placement.read_replaced(directory, name)
+            base = os.open(name, READ_FILE, dir_fd=directory.fd) if on_base else -1
+        except FileNotFoundError:
+            if on_base:
+                raise PatchTargetMissing(path=record.path, detail="there is no such file") from None
+            os.close(staging.create(name=data)[1])
+            return 0, {}
+        fd = -1
+        try:
+            fd = staging.create(name=data)[1]
+            if base < 0:
+                return sidecar.generation, {}
+            status = os.fstat(base)
+            if not sidecar.generation or not stat_module.S_ISREG(status.st_mode):
+                raise PatchTargetMissing(path=record.path, detail="there is no such file")
+            copy_content(base, fd, status.st_size)
+            _keep_base(placement, base, data + b".base", directory.fd, name)
+            entries = {_BASE_BYTES: b"%d" % status.st_size}
+            if _is_vouched(sidecar.line, status, record):
+                entries[_VOUCHED] = b"1"
+            return sidecar.generation, entries
+        finally:
+            for opened in (fd, base):
+                if opened >= 0:
+                    os.close(opened)
+
+
+def _keep_base(placement: Placement, base: int, kept: bytes, dir_fd: int, name: bytes) -> None:
+    """Give the base's inode another name; where that cannot be, keep a copy."""
+    staging = placement.staging
+    try:
+        os.link(name, kept, src_dir_fd=dir_fd, dst_dir_fd=staging.fd, follow_symlinks=False)
+        status = os.stat(kept, dir_fd=staging.fd, follow_symlinks=False)
+        if os.path.samestat(status, os.fstat(base)):
+            return
+        staging.discard(kept)  # replaced this moment: keep what was cloned
+    except PermissionError:
+        pass
+    fd = staging.create(name=kept)[1]
+    try:
+        copy_content(base, fd, os.fstat(base).st_size)
+    finally:
+        os.close(fd)
+
+
+def _is_vouched(base_line: bytes, status: os.stat_result, believed: Record) -> bool:
+    try:
+        base = parse_record(base_line)
+    except (MalformedManifest, IndexError):
+        return False
+    wanted = {**believed.fields, keys.SIZE: b"%d" % base.size}  # the opening record has the new size
+    return (
+        same_digest(base.fields, wanted)
+        and base.size == status.st_size
+        and base.mtime_ns == status.st_mtime_ns
+    )
+
+
+def segment_digest(data: bytes | memoryview) -> bytes:
+    """Return the raw transport digest of one segment (``wire.SEGMENT_DIGEST``)."""
+    if wire.SEGMENT_DIGEST == "blake3":
+        from blake3 import blake3
+
+        return bytes(blake3(data).digest())
+    import hashlib
+
+    return hashlib.new(wire.SEGMENT_DIGEST, data).digest()
+
+
+def _holes(record: Record) -> list[tuple[int, int]]:
+    holes, position = [], 0
+    for start, end in sorted(parse_ranges(record.fields[keys.SPARSE])):
+        if start > position:
+            holes.append((position, start))
+        position = max(position, end)
+    holes.append((position, record.size))
+    return holes
+
+
+def _read_staged(placement: Placement, name: bytes) -> bytes | None:
+    with storage_errors(name):
+        if not placement.staging.exists():
+            return None
+        try:
+            fd = os.open(name, READ_FILE, dir_fd=placement.staging.fd)
+        except FileNotFoundError:
+            return None
+        try:
+            parts = []
+            while part := os.read(fd, 1 << 20):
+                parts.append(part)
+        finally:
+            os.close(fd)
+    return b"".join(parts)
+
+
+def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
