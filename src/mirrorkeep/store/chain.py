@@ -1,0 +1,93 @@
+"""The verdicts of a part: one file a validation, the newest of each snapshot, and the head of their chain.
+
+Answers for every verdict of a part naming the one before it, whatever is killed in between.  Under the
+part's ``verdicts/``: ``head.json`` holds the newest link whole, and writing it is the one step that adds a
+link; ``SEQ-VALIDATION.json`` is a verdict, kept for ever; ``SEQ.json`` the one that counts for the snapshot.
+A crash leaves a head whose other files are missing; the next :meth:`Chain.add` writes them.
+
+Not here: what a verdict says and its signature (``verdict``), findings (``findings``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mirrorkeep.store.records import read_record, write_record
+from mirrorkeep.store.verdict import FIRST, Sign, Verdict, digest_of, sign_verdict
+
+
+class Chain:
+    """The verdicts in the folder of one part; holds nothing open."""
+
+    def __init__(self, folder: str) -> None:
+        self.directory = f"{folder}/verdicts"
+
+    def head(self) -> str:
+        """Return the digest of the newest verdict; zeros before the first."""
+        record = read_record(f"{self.directory}/head.json")
+        return str(record["digest"]) if record else FIRST
+
+    def newest(self, sequence: int) -> Verdict | None:
+        """Return the verdict that counts for a snapshot; None while there is none."""
+        return read_record(f"{self.directory}/{sequence}.json")
+
+    def of(self, sequence: int, validation: str) -> Verdict | None:
+        """Return the verdict of one validation; None while there is none."""
+        return read_record(self._path(sequence, validation))
+
+    def add(
+        self,
+        statement: Mapping[str, Any],
+        validation: str,
+        sign: Sign,
+        public_key: bytes,
+        *,
+        counts: bool = True,
+    ) -> Verdict:
+        """Chain, sign and keep a verdict; durable when this returns.  A repeated call changes nothing.
+
+        ``counts=False`` keeps the snapshot's own verdict as it is.  Raises OSError: nothing was chained,
+        or all of it was and the repeated call returns it.
+        """
+        os.makedirs(self.directory, exist_ok=True)
+        sequence = int(statement["sequence"])
+        with self._locked():
+            self._spread()
+            known = self.of(sequence, validation)
+            if known is not None:
+                return known
+            link = {**statement, "validation": validation, "previous": self.head()}
+            verdict = sign_verdict(link, sign, public_key)
+            head = {"digest": digest_of(verdict), "counts": counts, "verdict": verdict}
+            write_record(f"{self.directory}/head.json", head)
+            self._spread()
+            return verdict
+
+    def _spread(self) -> None:
+        """Write the head's other files where a crash left them unwritten."""
+        head = read_record(f"{self.directory}/head.json")
+        if head is None:
+            return
+        verdict = head["verdict"]
+        sequence, path = verdict["sequence"], self._path(verdict["sequence"], verdict["validation"])
+        if os.path.exists(path):
+            return
+        if head["counts"]:
+            write_record(f"{self.directory}/{sequence}.json", verdict)
+        write_record(path, verdict)
+
+    def _path(self, sequence: int, validation: str) -> str:
+        return f"{self.directory}/{sequence}-{validation}.json"
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)

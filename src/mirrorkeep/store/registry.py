@@ -1,0 +1,216 @@
+"""Who may do what: volumes, tokens and users, one small JSON file each, readable by every worker.
+
+Answers for: names of volumes, credentials (a token's SHA-256 names its file, the token itself is stored
+nowhere; passwords as scrypt hashes) and the scopes they grant.  Changes made by another process are seen
+at the next look, because every look checks the file.
+
+Not here: the trees of a volume (``pool``, ``volume``), HTTP authentication schemes (``server``).
+A crash between any two lines leaves each object whole or absent; a token whose volume is gone grants
+nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
+
+from mirrorkeep.errors import AlreadyExists, BadUsage, NotFound
+from mirrorkeep.store.records import RecordCache, remove_record, write_record
+
+_VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SCRYPT: Final = {"n": 1 << 14, "r": 8, "p": 1}
+"""16 MiB and about 40 ms a check: paid once a minute by a client that sends its password every time."""
+_CACHED_CHECK_S: Final = 60.0
+_CACHED_CHECKS: Final = 1024
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A place that a grant reaches: the part's subtree of a volume, for reading or also for writing."""
+
+    volume: str
+    part: bytes
+    write: bool
+
+    def covers(self, volume: str, path: bytes) -> bool:
+        """Whether ``path`` of ``volume`` lies in this scope."""
+        if volume != self.volume:
+            return False
+        return not self.part or path == self.part or path.startswith(self.part + b"/")
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What proven credentials allow.  ``principal`` goes into the audit trail."""
+
+    principal: str
+    kind: Literal["agent", "user"]
+    scopes: tuple[Scope, ...]
+
+    def may_read(self, volume: str, path: bytes) -> bool:
+        """Whether ``path`` of ``volume`` (tip and snapshots alike) may be read."""
+        return any(scope.covers(volume, path) for scope in self.scopes)
+
+    def may_write(self, volume: str, path: bytes) -> bool:
+        """Whether ``path`` of the tip of ``volume`` may be written (history never may)."""
+        return any(scope.write and scope.covers(volume, path) for scope in self.scopes)
+
+
+class Registry:
+    """The registry of the store at ``data``.  Threads and processes may share it freely."""
+
+    def __init__(self, data: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = os.path.join(data, "registry")
+        self._clock = clock
+        self._cache = RecordCache()
+        self._checked: dict[bytes, tuple[float, str, str]] = {}
+        self._check_key = secrets.token_bytes(32)
+
+    def prepare(self) -> None:
+        """Make the registry's folders, for the owner alone.  Repeatable."""
+        for kind in ("volumes", "tokens", "users"):
+            os.makedirs(os.path.join(self._folder, kind), mode=0o700, exist_ok=True)
+
+    # --- volumes --------------------------------------------------------------------------------
+
+    def create_volume(self, name: str) -> None:
+        """Record the volume.  Raises BadUsage for a name that cannot be one, AlreadyExists."""
+        path = self._volume_path(name)
+        if os.path.exists(path):
+            raise AlreadyExists(what=f"volume {name}")
+        write_record(path, {"name": name, "created": time.time()}, mode=0o600)
+
+    def volumes(self) -> list[str]:
+        """Return the names of all volumes, sorted."""
+        try:
+            names = os.listdir(os.path.join(self._folder, "volumes"))
+        except FileNotFoundError:
+            return []
+        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+    def has_volume(self, name: str) -> bool:
+        """Whether the volume exists (about 2 us)."""
+        return (
+            _VOLUME_NAME.fullmatch(name) is not None and self._cache.read(self._volume_path(name)) is not None
+        )
+
+    def delete_volume(self, name: str) -> None:
+        """Forget the volume and its tokens; users keep their scopes, which then reach nothing.
+
+        Raises NotFound.  The tokens go first, so that a crash leaves no token for a later namesake.
+        """
+        if not self.has_volume(name):
+            raise NotFound(what=f"volume {name}")
+        tokens = os.path.join(self._folder, "tokens")
+        for file in os.listdir(tokens):
+            record = self._cache.read(os.path.join(tokens, file)) if file.endswith(".json") else None
+            if record is not None and record["volume"] == name:
+                remove_record(os.path.join(tokens, file))
+        remove_record(self._volume_path(name))
+
+    def check_name(self, name: str) -> None:
+        """Raise BadUsage unless ``name`` can name a volume."""
+        if not _VOLUME_NAME.fullmatch(name):
+            raise BadUsage(
+                detail=f"{name!r} cannot name a volume: 1 to 64 letters, digits, '.', '_', '-',"
+                " beginning with a letter or digit"
+            )
+
+    def _volume_path(self, name: str) -> str:
+        self.check_name(name)
+        return os.path.join(self._folder, "volumes", f"{name}.json")
+
+    # --- tokens ---------------------------------------------------------------------------------
+
+    def create_token(self, volume: str, part: bytes = b"") -> str:
+        """Return a new token that may write the part's tip and read its history; shown only here."""
+        if not self.has_volume(volume):
+            raise NotFound(what=f"volume {volume}")
+        token = secrets.token_urlsafe(32)
+        record = {"volume": volume, "part": quote_from_bytes(part), "created": time.time()}
+        write_record(self._token_path(token), record, mode=0o600)
+        return token
+
+    def authenticate_token(self, token: str) -> Grant | None:
+        """Return what ``token`` grants, None when it is not one (about 4 us when known)."""
+        path = self._token_path(token)
+        record = self._cache.read(path)
+        if record is None or not self.has_volume(record["volume"]):
+            return None
+        scope = Scope(record["volume"], unquote_to_bytes(record["part"]), write=True)
+        principal = f"token:{os.path.basename(path)[:12]}"
+        return Grant(principal, "agent", (scope,))
+
+    def _token_path(self, token: str) -> str:
+        # A lookup by digest leaks nothing through its time: the attacker cannot steer SHA-256.
+        name = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+        return os.path.join(self._folder, "tokens", f"{name}.json")
+
+    # --- users ----------------------------------------------------------------------------------
+
+    def create_user(self, name: str, password: str, volumes: Mapping[str, str]) -> None:
+        """Record or replace a user with rights ``{volume: "read" | "write"}``.  Raises BadUsage."""
+        if not name or len(quote(name, safe="")) > 200 or name == "token":
+            raise BadUsage(detail=f"{name!r} cannot name a user")
+        if not set(volumes.values()) <= {"read", "write"}:
+            raise BadUsage(detail="a user's right on a volume is read or write")
+        salt = secrets.token_bytes(16)
+        record = {
+            "name": name,
+            "salt": base64.b64encode(salt).decode(),
+            "hash": base64.b64encode(_scrypt(password, salt, _SCRYPT)).decode(),
+            **_SCRYPT,
+            "volumes": dict(volumes),
+        }
+        write_record(self._user_path(name), record, mode=0o600)
+
+    def users(self) -> list[str]:
+        """Return the names of all users, sorted."""
+        names = os.listdir(os.path.join(self._folder, "users"))
+        return sorted(unquote(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+
+    def delete_user(self, name: str) -> None:
+        """Forget the user.  Raises NotFound."""
+        if not remove_record(self._user_path(name)):
+            raise NotFound(what=f"user {name}")
+
+    def authenticate_user(self, name: str, password: str) -> Grant | None:
+        """Return what the user may, None for a wrong name or password (both take as long).
+
+        A successful check is remembered for 60 s under a keyed hash, in memory only, and only while the
+        user's record stays the same.
+        """
+        record = self._cache.read(self._user_path(name)) if name else None
+        if record is None:
+            _scrypt(password, b"\0" * 16, _SCRYPT)
+            return None
+        key = hmac.digest(self._check_key, f"{name}\0{password}".encode("utf-8", "surrogateescape"), "sha256")
+        known = self._checked.get(key)
+        if known is None or known[0] < self._clock() or known[1] != record["hash"]:
+            salt, expected = base64.b64decode(record["salt"]), base64.b64decode(record["hash"])
+            if not hmac.compare_digest(_scrypt(password, salt, record), expected):
+                return None
+            if len(self._checked) >= _CACHED_CHECKS:
+                self._checked.clear()
+            self._checked[key] = (self._clock() + _CACHED_CHECK_S, record["hash"], name)
+        scopes = tuple(Scope(volume, b"", right == "write") for volume, right in record["volumes"].items())
+        return Grant(f"user:{name}", "user", scopes)
+
+    def _user_path(self, name: str) -> str:
+        return os.path.join(self._folder, "users", f"{quote(name, safe='')[:240]}.json")
+
+
+def _scrypt(password: str, salt: bytes, cost: Mapping[str, Any]) -> bytes:
+    secret = password.encode("utf-8", "surrogateescape")
+    return hashlib.scrypt(
+        secret, salt=salt, n=cost["n"], r=cost["r"], p=cost["p"], maxmem=64 * 1024 * 1024, dklen=32
+    )

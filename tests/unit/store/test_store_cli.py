@@ -1,0 +1,136 @@
+"""``mirrorkeep store``, ``volume`` and ``doctor``: what scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mirrorkeep.cli.main import program
+from mirrorkeep.cli.store import parse_size
+from mirrorkeep.errors import AlreadyExists, BadUsage, EngineMissing, MirrorkeepError, NotFound
+from mirrorkeep.store import runs
+from mirrorkeep.store.pool import Store
+from tests.unit.store.part_at_work import close, manifest_of
+
+
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(program, [str(argument) for argument in arguments])
+    if isinstance(result.exception, MirrorkeepError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def row(*arguments: str | Path) -> dict[str, object]:
+    return json.loads(run(*arguments, "--json").stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    run("store", "init", tmp_path / "data", "--driver", "dir", "--size", "20G", "--encrypt", "none")
+    return tmp_path / "data"
+
+
+def test_init_says_what_was_made(tmp_path: Path) -> None:
+    made = row("store", "init", tmp_path / "data", "--driver", "dir")
+    assert (made["driver"], made["encryption"]) == ("dir", "unencrypted")
+    with pytest.raises(AlreadyExists):
+        run("store", "init", tmp_path / "data", "--driver", "dir")
+
+
+def test_init_warns_about_storage_that_nothing_encrypts(tmp_path: Path) -> None:
+    result = run("store", "init", tmp_path / "data", "--driver", "dir")
+    assert "not encrypted" in result.stderr
+    with pytest.raises(EngineMissing):
+        run("store", "init", tmp_path / "other", "--driver", "dir", "--encrypt", "luks")
+    assert not (tmp_path / "other").exists()
+
+
+def test_volume_create_prints_where_and_with_what(data: Path) -> None:
+    Store.open(str(data)).remember_address("127.0.0.1:9443")
+    made = row("volume", "create", "laptop", "--data", data)
+    assert made["url"] == "https://127.0.0.1:9443/volumes/laptop"
+    assert Path(str(made["ca"])).read_bytes().startswith(b"-----BEGIN CERTIFICATE")
+    grant = Store.open(str(data)).registry.authenticate_token(str(made["token"]))
+    assert grant is not None
+    assert grant.may_write("laptop", b"any")
+    with pytest.raises(AlreadyExists):
+        run("volume", "create", "laptop", "--data", data)
+
+
+def test_volume_path_prints_the_native_directories(data: Path) -> None:
+    run("volume", "create", "laptop", "--data", data)
+    tip = run("volume", "path", "laptop", "--data", data).stdout.strip()
+    assert tip == str(data / "pool" / "volumes" / "laptop" / "tip")
+    part = Store.open(str(data)).volume("laptop").part(b"", create=True)
+    name = close(part, runs.begin_run(part, "", {}), manifest_of([b"a"])).snapshot
+    for wanted in (str(name), "latest"):
+        frozen = run("volume", "path", "laptop", "--data", data, "--snapshot", wanted).stdout.strip()
+        assert frozen == str(data / "pool" / "volumes" / "laptop" / "snapshots" / str(name))
+        assert os.path.isdir(frozen)
+    with pytest.raises(NotFound):
+        run("volume", "path", "laptop", "--data", data, "--snapshot", "never")
+    with pytest.raises(NotFound):
+        run("volume", "path", "nothing", "--data", data)
+
+
+def test_volume_path_of_a_part(data: Path) -> None:
+    run("volume", "create", "laptop", "--data", data)
+    part = Store.open(str(data)).volume("laptop").part(b"home/ann", create=True)
+    close(part, runs.begin_run(part, "", {}), manifest_of([b"a"]))
+    said = run("volume", "path", "laptop", "--data", data, "--part", "home/ann", "--snapshot", "latest")
+    assert said.stdout.strip() == part.snapshot_root("latest")
+    assert run("volume", "path", "laptop", "--data", data, "--part", "home/ann").stdout.strip() == part.root
+
+
+def test_volume_list_and_delete(data: Path) -> None:
+    for name in ("one", "two"):
+        run("volume", "create", name, "--data", data)
+    part = Store.open(str(data)).volume("one").part(b"p", create=True)
+    runs.begin_run(part, "", {})
+    lines = [json.loads(line) for line in run("volume", "list", "--data", data, "--json").stdout.splitlines()]
+    assert [line["name"] for line in lines] == ["one", "two"]
+    assert lines[0]["parts"][0]["dirty"] is True
+    assert "p" in run("volume", "list", "--data", data).stdout
+    with pytest.raises(BadUsage, match="--yes"):
+        run("volume", "delete", "one", "--data", data)
+    run("volume", "delete", "one", "--data", data, "--yes")
+    assert Store.open(str(data)).registry.volumes() == ["two"]
+
+
+def test_stop_without_a_service_lets_go_of_the_pool(data: Path) -> None:
+    assert row("store", "stop", data) == {"stopped": None, "detached": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("20G", 20 << 30), ("512", 512), ("1.5MiB", 3 << 19), ("2tb", 2 << 40), (None, None)],
+)
+def test_sizes(text: str | None, size_bytes: int | None) -> None:
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "20X", "nanG", "infG"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(BadUsage):
+        parse_size(text)
+
+
+def test_doctor_says_what_a_store_here_would_get(tmp_path: Path) -> None:
+    lines = run("doctor", "--data", tmp_path / "not" / "yet", "--json").stdout.splitlines()
+    checks = {check["check"]: check for check in map(json.loads, lines)}
+    assert {"python", "place", "driver", "encryption", "root", "librsync"} <= checks.keys()
+    assert all(check["status"] in ("ok", "better", "missing") for check in checks.values())
+    assert all(check["remedy"] for check in checks.values() if check["status"] != "ok")
+    assert "auto takes" in run("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["store init", "store serve", "store stop", "volume create", "volume path"]
+)
+def test_every_command_helps_with_an_example(command: str) -> None:
+    assert "Example: mirrorkeep" in run(*command.split(), "--help").stdout
