@@ -1,0 +1,276 @@
+"""A large file's way: segments in parallel, one hash over the whole, published when both are done.
+
+One thread hashes the file from front to back while others cut it into segments, compare each with the
+signature of what the mirror has, and send what differs.  Nothing is visible on the mirror before the
+whole file was read, did not change meanwhile, and every segment is there.
+
+Memory: a few segments.  A crash leaves an unfinished transaction, which expires on the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from mirrorkeep.delta.cache import SignatureCache
+from mirrorkeep.delta.difference import ChangeKind, Difference
+from mirrorkeep.delta.segments import plan_segments
+from mirrorkeep.delta.signature import Signature
+from mirrorkeep.errors import (
+    EngineMissing,
+    MalformedDelta,
+    MalformedSignature,
+    MirrorkeepError,
+    NotFound,
+    SourceChanged,
+)
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.sync.session import WritableTree
+from mirrorkeep.sync.signing import wait_for_signatures
+from mirrorkeep.tree.native import NativeTree
+from mirrorkeep.tree.protocol import Frame, Op, Segment, Transaction
+
+SEGMENT_THREADS: Final = 3
+_ATTEMPTS: Final = 3
+_BLOCK_BYTES: Final = 1 << 20
+
+_SENT, _STAMPED, _PLACED = 1, 2, 3
+
+
+class LargeTransfer:
+    """Sends large files of a master to a slave."""
+
+    def __init__(self, master: NativeTree, slave: WritableTree, signatures: SignatureCache) -> None:
+        self._master = master
+        self._slave = slave
+        self._signatures = signatures
+        self._waited = False
+
+    def send(
+        self, path: bytes, old_line: bytes, *, forced: bool, key: bytes = b"", source_line: bytes = b""
+    ) -> tuple[int, bytes, int]:
+        """Bring one file over; returns (action, new record line, bytes read).
+
+        Raises SourceChanged when the file would not hold still, and what reading or sending raises; the
+        mirror then keeps what it had.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._attempt(path, old_line, forced=forced, key=key, source_line=source_line)
+            except SourceChanged:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        raise SourceChanged(path=path)
+
+    def _attempt(
+        self, path: bytes, old_line: bytes, *, forced: bool, key: bytes, source_line: bytes
+    ) -> tuple[int, bytes, int]:
+        fields, status = self._master.describe(path)
+        fd = self._master.open_content(path)
+        try:
+            if not self._master.settled(status, fd):
+                raise SourceChanged(path=path)
+            base_line = source_line if key else old_line
+            known = parse_record(base_line, check=False).hash if base_line and not forced else b""
+            if known and status.st_size == parse_record(base_line, check=False).size:
+                digest = self._unchanged_digest(fd, path, status.st_size, known)
+                if digest == known and self._master.settled(status, fd):
+                    return self._stamp_or_place(path, fields, digest, key, status.st_size)
+            signature = self._signature(path, known) if known and not key else None
+            base = base_fields(known, self._master.digest) if signature is not None else {}
+            sending = _Sending(self._slave, path, fd, status.st_size, signature, base)
+            try:
+                digest = sending.run(self._master.digest)
+                if not self._master.settled(status, fd):
+                    raise SourceChanged(path=path)
+                line = _line(path, fields, digest, self._master.digest)
+                sending.finish(line)
+            except BaseException:
+                sending.abandon()
+                raise
+            return _SENT, line, status.st_size
+        finally:
+            os.close(fd)
+
+    def _unchanged_digest(self, fd: int, path: bytes, size_bytes: int, known: bytes) -> bytes:
+        """Return ``known`` if the content may be unchanged and is; stops at the first block that differs."""
+        signature = self._signatures.load(path, known)
+        if signature is not None:
+            difference = Difference(signature, fd, size_bytes)
+            for start, end in plan_segments(size_bytes):
+                if difference.segment(start, end).kind is not ChangeKind.UNCHANGED:
+                    return b""
+        return hash_content(fd, size_bytes, self._master.digest)
+
+    def _stamp_or_place(
+        self, path: bytes, fields: dict[bytes, bytes], digest: bytes, key: bytes, size_bytes: int
+    ) -> tuple[int, bytes, int]:
+        line = _line(path, fields, digest, self._master.digest)
+        frame = Frame(Op.PLACE, line, key) if key else Frame(Op.STAMP, line)
+        failures = self._slave.apply([frame])
+        if failures:
+            raise NotFound(what=path)
+        return (_PLACED if key else _STAMPED), line, size_bytes
+
+    def _signature(self, path: bytes, known: bytes) -> Signature | None:
+        """Return the signature of what the mirror has: from the cache, else from the store."""
+        cached = self._signatures.load(path, known)
+        if cached is None and not self._waited:
+            self._waited = True
+            wait_for_signatures(self._signatures.directory)
+            cached = self._signatures.load(path, known)
+        if cached is not None:
+            return cached
+        try:
+            return Signature.load(self._slave.signature(path))
+        except (MirrorkeepError, MalformedSignature):
+            return None
+
+
+class _Sending:
+    """One file under way."""
+
+    def __init__(
+        self,
+        slave: WritableTree,
+        path: bytes,
+        fd: int,
+        size_bytes: int,
+        signature: Signature | None,
+        base: dict[bytes, bytes],
+    ) -> None:
+        self._base = base
+        self._slave = slave
+        self._path = path
+        self._fd = fd
+        self._size_bytes = size_bytes
+        self._difference = Difference(signature, fd, size_bytes) if signature is not None else None
+        self._transaction: Transaction | None = None
+        self._opening = threading.Lock()
+        self._written: list[Segment] = []
+        self._stop = False
+
+    def run(self, digest_name: str) -> bytes:
+        """Send every segment that differs; returns the digest (hex) of the whole."""
+        with ThreadPoolExecutor(SEGMENT_THREADS + 1, thread_name_prefix="segment") as pool:
+            whole = pool.submit(hash_content, self._fd, self._size_bytes, digest_name)
+            segments = plan_segments(self._size_bytes)
+            lock = threading.Lock()
+            workers = [pool.submit(self._take, segments, lock) for _ in range(SEGMENT_THREADS)]
+            try:
+                for worker in workers:
+                    worker.result()
+            except BaseException:
+                self._stop = True
+                raise
+            return whole.result()
+
+    def finish(self, line: bytes) -> None:
+        """Publish what was sent under the new record."""
+        transaction = self._open()
+        transaction.finish(line, sorted(self._written, key=lambda one: one.start))
+
+    def abandon(self) -> None:
+        """Drop what was sent."""
+        self._stop = True
+        if self._transaction is not None:
+            self._transaction.abandon()
+
+    def _take(self, segments: Iterator[tuple[int, int]], lock: threading.Lock) -> None:
+        while not self._stop:
+            with lock:
+                span = next(segments, None)
+            if span is None:
+                return
+            self._send(Segment(*span))
+
+    def _send(self, segment: Segment) -> None:
+        from blake3 import blake3
+
+        if self._difference is None:
+            body = _read(self._fd, segment)
+            self._write(segment, body, delta=False, digest=blake3(body).digest())
+            return
+        try:
+            change = self._difference.segment(segment.start, segment.end)
+        except (EngineMissing, MalformedSignature):
+            body = _read(self._fd, segment)
+            self._write(segment, body, delta=False, digest=blake3(body).digest())
+            return
+        if change.kind is ChangeKind.UNCHANGED:
+            return
+        digest = blake3(change.data).digest()
+        try:
+            self._write(segment, change.body, delta=change.kind is ChangeKind.DELTA, digest=digest)
+        except MirrorkeepError as error:
+            if error.code not in ("digest_mismatch", MalformedDelta.code):
+                raise
+            # the mirror's base is not what the signature says: the bytes themselves are always right
+            self._write(segment, bytes(change.data), delta=False, digest=digest)
+
+    def _write(self, segment: Segment, body: bytes, *, delta: bool, digest: bytes) -> None:
+        self._open().write(segment, body, delta=delta, digest=digest)
+        self._written.append(segment)
+
+    def _open(self) -> Transaction:
+        with self._opening:
+            if self._transaction is None:
+                opening = format_record(
+                    self._path,
+                    {keys.TYPE: keys.FILE, keys.SIZE: b"%d" % self._size_bytes, **self._base},
+                )
+                self._transaction = self._slave.begin(opening, on_base=self._difference is not None)
+            return self._transaction
+
+
+def hash_content(fd: int, size_bytes: int, digest_name: str) -> bytes:
+    """Return the digest (hex) of the first ``size_bytes`` of an open file."""
+    hasher = new_hasher(digest_name)
+    buffer = bytearray(_BLOCK_BYTES)
+    view = memoryview(buffer)
+    position = 0
+    while position < size_bytes:
+        got = os.preadv(fd, [view[: min(_BLOCK_BYTES, size_bytes - position)]], position)
+        if not got:
+            break
+        hasher.update(view[:got])
+        position += got
+    return str(hasher.hexdigest()).encode()
+
+
+def new_hasher(digest_name: str) -> Any:
+    """Return a fresh hash object for a digest name of the manifest's header."""
+    if digest_name == "blake3":
+        from blake3 import blake3
+
+        return blake3()
+    return hashlib.new(digest_name)
+
+
+def base_fields(digest: bytes, digest_name: str) -> dict[bytes, bytes]:
+    """Return the fields that name a content: the store then trusts the ranges that are not sent."""
+    named = {keys.HASH: digest}
+    if digest_name == "blake3":
+        named[keys.HASH_NAME] = b"blake3"
+    return named
+
+
+def _line(path: bytes, fields: dict[bytes, bytes], digest: bytes, digest_name: str) -> bytes:
+    return format_record(path, {**fields, **base_fields(digest, digest_name)})
+
+
+def _read(fd: int, segment: Segment) -> bytes:
+    parts: list[bytes] = []
+    position = segment.start
+    while position < segment.end:
+        part = os.pread(fd, segment.end - position, position)
+        if not part:
+            raise SourceChanged(path=b"")
+        parts.append(part)
+        position += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

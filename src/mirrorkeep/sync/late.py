@@ -1,0 +1,253 @@
+"""What happens after the walk: renames, deletions, new entries, hard links, directories.
+
+Everything that waits is spilled to files of the run, so that memory does not grow with the number of
+changes.  Deletions only ever happen here, after a complete walk and past the guard (trap 6).  Renames
+are recognised by inode, size and time, and confirmed by digest before anything is placed (trap 5).
+
+A crash leaves files in the run's work folder, of which only ``late.records`` up to the last commit is
+used again; every operation may be repeated on the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from mirrorkeep.errors import DeletionGuard, MalformedManifest
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import parse_record
+from mirrorkeep.manifest.spill import SpilledList, SpilledSort
+from mirrorkeep.manifest.writer import ManifestSummary
+from mirrorkeep.sync.dispatch import Dispatcher, FrameQueue
+from mirrorkeep.sync.journal import Item, Journal, Late, assemble
+from mirrorkeep.sync.orders import Outcome, Wanted
+from mirrorkeep.tree.protocol import Failure, Frame, Op
+from mirrorkeep.tree.walk import blob_stat
+
+if TYPE_CHECKING:
+    from mirrorkeep.sync.mirror import MirrorRun
+
+_NUMBER: Final = struct.Struct(">Q")
+_SOURCE, _TARGET = b"\0", b"\1"
+FEW_DELETIONS: Final = 20
+"""So many entries may always go, unless they are all there is."""
+
+
+class LatePhases:
+    """Collects during the walk what is to be done after it, and does it."""
+
+    def __init__(self, run: MirrorRun, dispatch: Dispatcher, work: str) -> None:
+        self._run = run
+        self._dispatch = dispatch
+        self._work = work
+        self._files = SpilledList(work)
+        self._others = SpilledList(work)
+        self._stamps = SpilledList(work)
+        self._sources = SpilledSort(_folder(work, "sources"))
+        self._outcomes = SpilledSort(_folder(work, "outcomes"))
+        self._records: BinaryIO = open(os.path.join(work, "late.records"), "wb", buffering=1 << 18)
+        self._removals = 0
+        self._source_count = 0
+        self._stamp_count = 0
+        self._moved = 0
+        self.removed = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything waits for the end of the walk."""
+        return bool(self._removals or self._stamp_count)
+
+    # --- during the walk -------------------------------------------------------------------------
+
+    def remove(self, path: bytes, line: bytes) -> None:
+        """An entry is to go, unless it turns out to have been renamed."""
+        self._removals += 1
+        kind = parse_record(line, check=False).kind
+        (self._others if kind in (keys.DIRECTORY, keys.UNKNOWN) else self._files).append(line)
+        if kind == keys.FILE:
+            self.replaced(line)
+
+    def replaced(self, line: bytes) -> None:
+        """The file of this record is no longer at its path: it may have been renamed."""
+        record = parse_record(line, check=False)
+        inode = record.fields.get(keys.INODE, b"")
+        if inode.isdigit() and record.size > 0 and record.hash:
+            self._source_count += 1
+            self._sources.add(_NUMBER.pack(int(inode)) + _SOURCE + line)
+
+    def stamp(self, item: Item) -> None:
+        """A directory's metadata are to be set at the end."""
+        self._stamp_count += 1
+        self._stamps.append((b"n" if not item.old_line else b"o") + item.line)
+
+    # --- after the walk --------------------------------------------------------------------------
+
+    def run(self, journal: Journal, *, old_entries: int) -> None:
+        """Do everything that waited, in the one order that keeps the mirror whole."""
+        self._run.adopt_leaders(journal)
+        self._run.reporter.phase("delete")
+        matches = self._match_renames(journal)
+        self._hold(matches)
+        self._delete(old_entries)
+        self._run.reporter.phase("late")
+        links = self._bring_over(journal, matches)
+        self._link(links)
+        self._run.reporter.phase("stamp")
+        self._stamp_directories()
+
+    def settle(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
+        """Take the outcome of a late entry."""
+        self._run.settle_line(item, outcome, read_started_ns)
+        self._outcomes.add(_NUMBER.pack(item.number) + item.pack())
+        if item.line:
+            self._records.write(item.line + b"\n")
+
+    def assemble(
+        self, journal: Journal, walk: ManifestSummary, header: dict[bytes, bytes], digest: str
+    ) -> tuple[str, str, ManifestSummary]:
+        """Return the whole manifest's file, its blobs' file and its summary."""
+        if not journal.late_count:
+            return journal.text_path, journal.blob_path, walk
+        stem = os.path.join(self._work, "whole")
+        whole, summary = assemble(stem, journal, self._settled(journal), header, digest)
+        return whole.text_path, whole.blob_path, summary
+
+    def mark(self) -> int:
+        """Flush and return how many bytes of late records there are (for a commit)."""
+        self._records.flush()
+        return self._records.tell()
+
+    def make_durable(self) -> None:
+        """Bring the late records to the disk."""
+        os.fdatasync(self._records.fileno())
+
+    def discard(self) -> None:
+        """Close and remove what was spilled."""
+        for spilled in (self._files, self._others, self._stamps, self._sources, self._outcomes):
+            spilled.close()
+        self._records.close()
+
+    # --- renames ---------------------------------------------------------------------------------
+
+    def _match_renames(self, journal: Journal) -> SpilledSort:
+        """Return rows of (number of the late entry, record it was renamed from), in order."""
+        matches = SpilledSort(_folder(self._work, "matches"))
+        if not self._source_count or not journal.late_count:
+            return matches
+        for number, late in enumerate(journal.late_items()):
+            facts = blob_stat(late.item.blob)
+            if facts.size_bytes > 0 and facts.links == 1 and not late.item.link_to:
+                row = _NUMBER.pack(facts.inode) + _TARGET + _NUMBER.pack(number)
+                self._sources.add(row + late.item.blob)
+        source = b""
+        for row in self._sources:
+            inode, tag, rest = row[:8], row[8:9], row[9:]
+            if tag == _SOURCE:
+                source = inode + rest
+            elif source[:8] == inode and _same_content(source[8:], rest[8:]):
+                matches.add(rest[:8] + source[8:])
+        return matches
+
+    def _hold(self, matches: SpilledSort) -> None:
+        queue = FrameQueue(self._dispatch, lambda frame, failure: None)
+        for row in matches:
+            self._moved += 1
+            queue.add(Frame(Op.HOLD, row[8:], self._key(_NUMBER.unpack(row[:8])[0])))
+        queue.finish()
+
+    def _key(self, number: int) -> bytes:
+        """Return the key under which the store holds the content of a renamed file."""
+        return hashlib.sha256(f"{self._run.session.mark.run}:{number}".encode()).hexdigest()[:32].encode()
+
+    # --- deletions -------------------------------------------------------------------------------
+
+    def _delete(self, old_entries: int) -> None:
+        self._guard(old_entries)
+        for spilled, in_order in ((self._files, False), (self._others, True)):
+            queue = FrameQueue(self._dispatch, self._refused, in_order=in_order)
+            for line in spilled:
+                queue.add(Frame(Op.DELETE, line))
+            queue.finish()
+        self.removed = max(0, self._removals - self._moved)
+
+    def _guard(self, old_entries: int) -> None:
+        going = self._removals - self._moved
+        limit = int(self._run.options.delete_limit * old_entries)
+        nothing_left = going > 0 and self._run.result.entries <= 1
+        if self._run.options.allow_deletes or not (nothing_left or going > max(limit, FEW_DELETIONS)):
+            return
+        self._run.commit()
+        self._dispatch.wait()
+        raise DeletionGuard(removed=going, total=old_entries, limit=limit)
+
+    def _refused(self, frame: Frame, failure: Failure) -> None:
+        path = failure.path or parse_record(frame.line, check=False).path
+        self._run.fail(path, failure.code, failure.detail)
+
+    # --- new entries and links -------------------------------------------------------------------
+
+    def _bring_over(self, journal: Journal, matches: SpilledSort) -> SpilledList:
+        links = SpilledList(self._work)
+        sources = iter(matches)
+        source = next(sources, b"")
+        for number, late in enumerate(journal.late_items()):
+            item = late.item
+            item.number = number
+            wanted = Wanted(item.path, item.old_line, item.forced)
+            while source and source[:8] < _NUMBER.pack(number):
+                source = next(sources, b"")
+            if source and source[:8] == _NUMBER.pack(number):
+                wanted.key, wanted.source_line = self._key(number), source[8:]
+            item.link_to = self._run.leader_of(item)
+            if item.link_to:
+                links.append(item.pack())
+            else:
+                self._dispatch.send(item, wanted)
+                self._run.tick()
+        self._dispatch.wait()
+        matches.close()
+        return links
+
+    def _link(self, links: SpilledList) -> None:
+        for row in links:
+            item = Item.unpack(row)
+            wanted = Wanted(item.path, item.old_line, item.forced)
+            digest = self._run.leader_digest(item)
+            if digest:  # without one the leader was not brought over: this name carries the content itself
+                wanted.link_to, wanted.digest = item.link_to, digest
+            self._dispatch.send(item, wanted)
+            self._run.tick()
+        self._dispatch.wait()
+        links.close()
+
+    def _settled(self, journal: Journal) -> Iterator[tuple[Late, Item]]:
+        outcomes = iter(self._outcomes)
+        for number, late in enumerate(journal.late_items()):
+            row = next(outcomes, b"")
+            if row[:8] != _NUMBER.pack(number):
+                raise MalformedManifest(offset=0, detail=f"late entry {number} was never settled")
+            yield late, Item.unpack(row[8:])
+
+    # --- directories -----------------------------------------------------------------------------
+
+    def _stamp_directories(self) -> None:
+        queue = FrameQueue(self._dispatch, self._refused, in_order=True)
+        for row in self._stamps:
+            if row[:1] == b"n":
+                queue.add(Frame(Op.DIRECTORY, row[1:]))
+            queue.add(Frame(Op.STAMP, row[1:]))
+        queue.finish()
+
+
+def _same_content(source_line: bytes, blob: bytes) -> bool:
+    record, facts = parse_record(source_line, check=False), blob_stat(blob)
+    return record.size == facts.size_bytes and record.mtime_ns == facts.mtime_ns
+
+
+def _folder(work: str, name: str) -> str:
+    path = os.path.join(work, name)
+    os.makedirs(path, exist_ok=True)
+    return path

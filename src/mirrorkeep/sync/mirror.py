@@ -1,0 +1,491 @@
+"""A mirror run: a native tree becomes a part of a store.
+
+The run goes through phases, and the order of the phases is what keeps the mirror whole:
+
+1. **walk**: unchanged entries cost nothing; entries that changed in place are sent as they are met.
+   On the first run everything is new and is sent at once.  Otherwise new entries wait.
+2. **hold**: files that only changed their name are kept on the store under a key.
+3. **delete**: what the source no longer has, once the walk is complete and the guard agrees.
+4. **late**: renamed, new and type-changed entries, then the further names of hard-linked files.
+5. **stamp**: metadata of directories that anything was done in, innermost first.
+6. **close**: the manifest is handed over, the store commits, snapshots and queues the validation.
+
+A run that is cut off anywhere is superseded by the next, which starts from the last commit; every
+operation may be repeated.
+
+Not here: what changed (``detect``), the work itself (``transfer``), files of the state (``state``).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import IO, Any, Final
+
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import parse_record
+from mirrorkeep.sync.detect import Detector, is_directory
+from mirrorkeep.sync.dispatch import Dispatcher
+from mirrorkeep.sync.index import Head, OldSide, seal_index, settled_blob, unsettled_blob
+from mirrorkeep.sync.input import Input
+from mirrorkeep.sync.journal import Item, Journal, Stretch
+from mirrorkeep.sync.late import LatePhases
+from mirrorkeep.sync.links import LinkTable
+from mirrorkeep.sync.options import RunOptions, RunResult
+from mirrorkeep.sync.orders import Action, Outcome, Wanted, digest_of_line
+from mirrorkeep.sync.progress import Reporter
+from mirrorkeep.sync.session import Closed, RunSession
+from mirrorkeep.sync.state import OpenRun, State, boot_id
+from mirrorkeep.sync.workers import Handler
+from mirrorkeep.tree.walk import STAT, walk
+from mirrorkeep.tree.wire import SMALL_FILE_BYTES
+
+MAX_REMEMBERED_FAILURES: Final = 100
+MAX_UNSIGNED: Final = 10_000
+"""Large files of one run whose signatures are made behind it; those of others are fetched when needed."""
+FULL_MANIFEST_BYTES: Final = 256 * 1024
+"""Manifests up to this size travel whole."""
+
+
+def kind_of_line(line: bytes) -> bytes:
+    """Return the ``type`` of a record without parsing the rest."""
+    start = line.find(b",type=") + 6
+    return line[start : line.index(b",", start)] if start > 5 else b""
+
+
+def kind_of_blob(blob: bytes) -> bytes:
+    """Return the ``type`` of the entry that a walk saw."""
+    return _KINDS.get(stat.S_IFMT(STAT.unpack_from(blob)[0]), b"")
+
+
+_KINDS: Final = {
+    stat.S_IFREG: keys.FILE,
+    stat.S_IFDIR: keys.DIRECTORY,
+    stat.S_IFLNK: keys.LINK,
+    stat.S_IFIFO: keys.FIFO,
+    stat.S_IFSOCK: keys.SOCKET,
+    stat.S_IFCHR: keys.CHAR_DEVICE,
+    stat.S_IFBLK: keys.BLOCK_DEVICE,
+}
+
+
+class LinksMoved(Exception):
+    """The run has to be made again, from its commit: records would name hard links that moved away."""
+
+
+class MirrorRun:
+    """One execution of mirroring ``source`` to the session's part."""
+
+    def __init__(
+        self, source: str, session: RunSession, state: State, options: RunOptions, reporter: Reporter
+    ) -> None:
+        self.source = os.fsencode(source)
+        self.session = session
+        self.state = state
+        self.options = options
+        self.reporter = reporter
+        self.result = RunResult()
+        self._input = Input(session, state, options.digest)
+        self._dispatch: Dispatcher
+        self._journal: Journal
+        self._late: LatePhases
+        self._links: LinkTable
+        self._detector: Detector
+        self._first_run = True
+        self._intents: IO[bytes]
+        self._open_run = OpenRun("")
+        self._next_commit_s = 0.0
+        self._committing = False
+        self._unsigned: list[bytes] = []
+        self._committed = RunResult()
+
+    def execute(self) -> RunResult:
+        """Run; raises what ends a run, and leaves the store and the state ready for the next one."""
+        started = time.monotonic()
+        info = self._input.begin(os.fsdecode(self.source))
+        with ExitStack() as cleanup:
+            old, patch = self._input.open()
+            cleanup.callback(old.close)
+            self._prepare(old, cleanup)
+            self._detector = Detector(old, self, patch)
+            self.reporter.phase("walk")
+            self._detector.run(
+                walk(self.source, keep=self.options.keep, one_file_system=self.options.one_file_system)
+            )
+            self.result.entries = self._detector.entries
+            self.result.unchanged = self._detector.unchanged_entries
+            self._finish(old, started)
+        result = self.result
+        result.run = info.mark.run
+        result.bytes_read, result.bytes_sent = self._dispatch.read_bytes, self._dispatch.sent_bytes
+        result.status = "partial" if result.failed else "complete"
+        result.seconds = time.monotonic() - started
+        return result
+
+    def progress(self) -> RunResult:
+        """Return what stays of a run that was cut off: the counts of what is committed, and the bytes."""
+        dispatch = getattr(self, "_dispatch", None)
+        if dispatch is None:
+            return RunResult()
+        read_bytes, sent_bytes = dispatch.read_bytes, dispatch.sent_bytes
+        return replace(self._committed, bytes_read=read_bytes, bytes_sent=sent_bytes)
+
+    def settle_signatures(self) -> None:
+        """Have the signatures of what was uploaded made behind the scenes; returns at once."""
+        if self._unsigned:
+            from mirrorkeep.sync.signing import make_signatures_behind
+            from mirrorkeep.tree.native import NativeTree
+
+            tree = NativeTree(self.source, digest=self.options.digest)
+            make_signatures_behind(tree, self.state.signatures, self._unsigned)
+            self._unsigned = []
+
+    def _prepare(self, old: OldSide, cleanup: ExitStack) -> None:
+        options, state = self.options, self.state
+        mark = self.session.mark
+        self._open_run = OpenRun(mark.run, own_input=self._input.is_own, boot=boot_id())
+        # Noted before the files of an earlier run go: a note must never promise files that are not there.
+        state.note_run(self._open_run)
+        work = state.fresh_work()
+        self._intents = cleanup.enter_context(open(os.path.join(work, "intents"), "wb", buffering=1 << 16))
+        self._first_run = old.entries <= 1  # nothing, or the bare root
+        processes = max(1, min(options.threads, 2 * (os.cpu_count() or 1)))
+        self._dispatch = Dispatcher(
+            self._start_worker,
+            modules=("mirrorkeep.sync.transfer",),
+            processes=processes,
+            threads=-(-options.threads // processes),
+            settle=self._settle,
+            before_send=self._intents.flush,
+        )
+        cleanup.callback(self._dispatch.close)
+        self._late = LatePhases(self, self._dispatch, work)
+        cleanup.callback(self._late.discard)
+        self._links = LinkTable(work)
+        cleanup.callback(self._links.close)
+        self._journal = Journal(
+            os.path.join(work, "walk"),
+            self._input.header(),
+            options.digest,
+            old_manifest_fd=old.manifest_fd,
+            old_index_fd=old.index_fd,
+            on_written=self._written,
+        )
+        cleanup.callback(self._journal.close)
+        self._next_commit_s = time.monotonic() + options.commit_interval_s
+
+    def _start_worker(self) -> Handler:
+        # Loaded on first use, just before the first fork: a run that finds nothing changed needs none of it.
+        from mirrorkeep.delta.cache import SignatureCache
+        from mirrorkeep.sync.transfer import Transfer
+        from mirrorkeep.tree.native import NativeTree
+
+        master = NativeTree(self.source, digest=self.options.digest)
+        slave = self.session.slave(self.options.compress)
+        signatures = SignatureCache(self.state.signatures)
+        return Transfer(master, slave, signatures=signatures, call=self._call_session)
+
+    def _call_session(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self.session, method)(*arguments)
+
+    # --- what the detector finds -----------------------------------------------------------------
+
+    def unchanged(self, stretch: Stretch) -> None:
+        """Keep records as they are."""
+        self._journal.stretch(stretch)
+
+    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool) -> None:
+        """Look at an entry that may differ."""
+        kind, old_kind = kind_of_blob(blob), kind_of_line(head.line)
+        item = Item(path, blob, head.line, forced=forced)
+        if kind != old_kind:
+            self._late.remove(path, head.line)
+            item.old_line = b""
+            if kind == keys.DIRECTORY:
+                self._send(item)
+            else:
+                self._defer(item)
+        elif kind == keys.FILE and self._is_further_link(item):
+            self._defer(item)
+        elif kind == keys.FILE and not forced and _inode(blob) != _inode_of_line(head.line):
+            self._late.replaced(head.line)
+            self._defer(item)
+        elif kind == keys.FILE and forced and STAT.unpack_from(blob)[3] > 1:
+            self._defer(item)  # its other names may be good: then it becomes another name of them
+        else:
+            self._send(item)
+
+    def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
+        """Bring over an entry that the manifest does not have."""
+        item = Item(path, blob, forced=forced)
+        kind = kind_of_blob(blob)
+        if kind == keys.DIRECTORY:
+            self._send(item)
+        elif (kind == keys.FILE and self._is_further_link(item)) or not self._first_run:
+            self._defer(item)
+        else:
+            self._send(item)
+
+    def removed(self, path: bytes, line: bytes) -> None:
+        """Note an entry that is to go."""
+        self._late.remove(path, line)
+
+    def unreadable(self, path: bytes, detail: str) -> None:
+        """Report an entry that could not be looked at."""
+        self.fail(path, "source_unreadable", detail)
+
+    def fail(self, path: bytes, code: str, detail: str) -> None:
+        """Report an entry that was not brought over."""
+        self.result.failed += 1
+        if len(self.result.failures) < MAX_REMEMBERED_FAILURES:
+            self.result.failures.append((path, code, detail))
+        self.reporter.failure(path, code, detail)
+
+    # --- items -----------------------------------------------------------------------------------
+
+    def _is_further_link(self, item: Item) -> bool:
+        """Whether the entry is a further name of a file that was met before."""
+        _, _, _, links, _, _, _, inode, _ = STAT.unpack_from(item.blob)
+        if links < 2:
+            return False
+        device = self._device(item.path)
+        leader = self._links.lead(device, inode, item.path)
+        if leader == item.path:
+            return False
+        item.link_to = leader
+        return True
+
+    def leader_of(self, item: Item) -> bytes:
+        """Return the name that a late entry is to become another name of, or nothing."""
+        mode, _, _, links, _, _, _, inode, _ = STAT.unpack_from(item.blob)
+        if links < 2 or not stat.S_ISREG(mode):
+            return b""
+        leader = self._links.leader(self._device(item.path), inode)
+        return b"" if leader == item.path else leader
+
+    def adopt_leaders(self, journal: Journal) -> None:
+        """Let names that did not change lead the groups whose other names are waiting."""
+        if not journal.late_count or self._links.is_empty:
+            return
+        for path, inode, line in journal.linked_files():
+            try:
+                found = os.lstat(os.path.join(self.source, path))
+            except OSError:
+                continue
+            if found.st_ino == inode and b",hard_link=" not in line:
+                self._links.adopt(found.st_dev, inode, path, digest_of_line(line))
+
+    def _check_leaders(self) -> None:
+        """Raise LinksMoved, after a commit, when a record that did not change names a leader that did.
+
+        The next run resumes, and then looks at every file with several names.
+        """
+        if self._links.is_empty or not self._input.is_own:
+            return
+        self._journal.mark()
+        for path, inode, line in self._journal.linked_files():
+            leader = parse_record(line.rstrip(b"\n"), check=False).fields.get(keys.HARD_LINK)
+            if leader is None or not self._links.leader(self._device(path), inode):
+                continue
+            try:
+                led = os.lstat(os.path.join(self.source, leader)).st_ino == inode
+            except OSError:
+                led = False
+            if not led:
+                self.commit()
+                self._dispatch.wait()
+                raise LinksMoved
+
+    def _device(self, path: bytes) -> int:
+        try:
+            return os.lstat(os.path.join(self.source, path)).st_dev
+        except OSError:
+            return 0
+
+    def _send(self, item: Item) -> None:
+        self._journal.add(item)
+        self._intend(item)
+        item.directory = is_directory(item.blob)
+        self._dispatch.send(item, Wanted(item.path, item.old_line, item.forced))
+        self._go_on()
+
+    def _defer(self, item: Item) -> None:
+        item.late = True
+        self._journal.add(item)
+        self._intend(item)
+        self._go_on()
+
+    def _intend(self, item: Item) -> None:
+        if not item.old_line:
+            self._intents.write(item.path + b"\0")
+
+    def _go_on(self) -> None:
+        """Write what is ready; wait when too much is in memory; commit when it is time."""
+        journal, dispatch = self._journal, self._dispatch
+        if len(journal) > 1024:
+            journal.drain()
+            while len(journal) > self.options.max_entries_in_core:
+                dispatch.flush()
+                dispatch.collect(None)
+                journal.drain()
+        self.tick()
+
+    def tick(self) -> None:
+        """Commit when it is time."""
+        now = time.monotonic()
+        if now >= self._next_commit_s:
+            self._next_commit_s = now + self.options.commit_interval_s
+            self.commit()
+
+    def settle_line(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
+        """Give an item the record that follows from its outcome."""
+        if outcome.action == Action.FAILED:
+            if outcome.code != "not_found":
+                self.fail(item.path, outcome.code, outcome.detail)
+            item.line = item.old_line  # the mirror keeps what it had, and it is looked at again
+            item.blob = unsettled_blob(item.blob)
+            return
+        item.line = outcome.line
+        item.blob = settled_blob(item.blob, read_started_ns)
+        if outcome.action == Action.PLACED:
+            self.result.moved += 1
+        elif item.old_line:
+            self.result.changed += 1
+        else:
+            self.result.new += 1
+        _, _, _, links, size_bytes, _, _, inode, _ = STAT.unpack_from(item.blob)
+        if size_bytes > SMALL_FILE_BYTES and outcome.action != Action.STAMPED and not item.directory:
+            self._sign_later(outcome.line)
+        if links > 1 and not item.directory:
+            self._links.note_digest(self._device(item.path), inode, digest_of_line(outcome.line))
+
+    def _sign_later(self, line: bytes) -> None:
+        if len(self._unsigned) < MAX_UNSIGNED and kind_of_line(line) == keys.FILE:
+            self._unsigned.append(line)
+
+    def leader_digest(self, item: Item) -> bytes:
+        """Return the digest of the content that a hard link leads to."""
+        inode = STAT.unpack_from(item.blob)[7]
+        return self._links.digest(self._device(item.path), inode)
+
+    def _settle(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
+        if item.late:
+            self._late.settle(item, outcome, read_started_ns)
+            return
+        self.settle_line(item, outcome, read_started_ns)
+        item.done = True
+        self._report(item.path)
+
+    def _report(self, current: bytes) -> None:
+        dispatch = self._dispatch
+        self.reporter.advance(
+            entries=self._detector.entries,
+            read_bytes=dispatch.read_bytes,
+            sent_bytes=dispatch.sent_bytes,
+            current=current,
+        )
+
+    def _written(self, item: Item) -> None:
+        """An item's record went into the manifest: directories are stamped at the end."""
+        if item.directory:
+            self._late.stamp(item)
+
+    # --- commits ---------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Ask for a commit of everything that has come back so far, beside the transfers."""
+        if self._committing:
+            return
+        self._journal.drain()
+        mark = self._journal.mark()
+        late_bytes = self._late.mark()
+        noted = replace(
+            self._open_run,
+            commit=self._open_run.commit + 1,
+            walk_bytes=mark.text_bytes,
+            late_bytes=late_bytes,
+        )
+        self._committing = True
+        result = replace(self.result)
+
+        def done(_: Any) -> None:
+            self._committing = False
+            self._committed = result
+            self._journal.make_durable()
+            self._late.make_durable()
+            self._open_run = noted
+            self.state.note_run(noted)
+
+        self._dispatch.call("commit", (noted.commit,), done)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _finish(self, old: OldSide, started: float) -> None:
+        journal, dispatch, late = self._journal, self._dispatch, self._late
+        if self._detector.nothing_differs and not late.pending:
+            self._close_same()
+            return
+        dispatch.wait()
+        journal.drain()
+        self._check_leaders()
+        header, digest = self._input.header(), self.options.digest
+        walk_summary = journal.finish()
+        late.run(journal, old_entries=old.entries)
+        # The store brings the run's writes to its disk while the manifest is finished here.
+        self.commit()
+        manifest, blobs, summary = late.assemble(journal, walk_summary, header, digest)
+        self.result.removed = late.removed
+        index = os.path.join(self.state.work, "index")
+        seal_index(blobs, index, summary.digest, summary.entries)
+        closed = self._close(manifest, summary.digest, summary.size_bytes)
+        self.state.keep(manifest, index, summary.digest)
+        self._note_closed(closed)
+
+    def _close_same(self) -> None:
+        digest = self._input.manifest_digest
+        if digest == self._input.server_manifest:
+            self.reporter.phase("close")
+            closed = self.session.close(
+                form="same", base=digest, digest=digest, body=b"", snapshot=self.options.snapshot
+            )
+        else:
+            closed = self._close(self._input.manifest_path, digest, 0)
+        if self._input.needs_keeping:
+            self.state.keep(self._input.manifest_path, self._input.index_path, digest)
+        else:
+            self.state.forget_run()
+        self._note_closed(closed)
+
+    def _close(self, manifest: str, digest: str, size_bytes: int) -> Closed:
+        self.reporter.phase("close")
+        base = self._input.server_manifest
+        if base and base == self._input.manifest_digest and size_bytes > FULL_MANIFEST_BYTES:
+            from mirrorkeep.sync.manifest_delta import manifest_delta
+
+            form, body = "delta", manifest_delta(self._input.manifest_path, manifest)
+        else:
+            form, base = "full", None
+            with open(manifest, "rb") as stream:
+                body = stream.read()
+        self._dispatch.wait()
+        return self.session.close(
+            form=form, base=base, digest=digest, body=body, snapshot=self.options.snapshot
+        )
+
+    def _note_closed(self, closed: Closed) -> None:
+        self.result.snapshot = closed.snapshot
+        self.result.sequence = closed.sequence
+        self.result.verdict = "pending" if closed.snapshot else None
+
+
+def _inode(blob: bytes) -> int:
+    inode: int = STAT.unpack_from(blob)[7]
+    return inode
+
+
+def _inode_of_line(line: bytes) -> int:
+    start = line.find(b",st_ino=") + 8
+    return int(line[start : line.index(b",", start)]) if start > 7 else -1

@@ -1,0 +1,122 @@
+"""What the coordinator and its workers tell each other: orders, and what became of them.
+
+Only data: the coordinator of a run that finds nothing changed never loads what workers need.
+Everything here is pickled over the pipe between the two.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mirrorkeep.tree.protocol import Failure, Frame
+
+_HASH: Final = re.compile(rb",hash=([0-9a-f]+),")
+_UNTIMED: Final = re.compile(rb",(?:st_atime|_internal_record_crc)=[^,]*")
+
+
+class Action(enum.IntEnum):
+    """What was done for an entry."""
+
+    FAILED = 0
+    SENT = 1
+    STAMPED = 2
+    PLACED = 3
+    DESCRIBED = 4
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one entry: its new record, or why there is none."""
+
+    action: Action
+    line: bytes = b""
+    code: str = ""
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Wanted:
+    """One entry to bring over."""
+
+    path: bytes
+    old_line: bytes = b""
+    forced: bool = False
+    key: bytes = b""
+    """Staging key under which the mirror holds the same inode's content (a rename)."""
+    source_line: bytes = b""
+    """The record of the entry it was renamed from."""
+    link_to: bytes = b""
+    """The leader of its hard-link group; the entry becomes another name of it."""
+    digest: bytes = b""
+    """Digest (hex) of the leader's content."""
+
+
+@dataclass(slots=True)
+class Send:
+    """Order: bring these small entries over, in one bundle."""
+
+    wanted: list[Wanted]
+
+
+@dataclass(slots=True)
+class SendLarge:
+    """Order: bring this large file over."""
+
+    wanted: Wanted
+
+
+@dataclass(slots=True)
+class Apply:
+    """Order: carry out these frames."""
+
+    frames: list[Frame]
+
+
+@dataclass(slots=True)
+class Call:
+    """Order: call a method of the session (a commit) beside the transfers."""
+
+    method: str
+    arguments: tuple[Any, ...] = ()
+
+
+Order = Send | SendLarge | Apply | Call
+
+
+@dataclass(slots=True)
+class Report:
+    """A worker's answer to an order."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    read_started_ns: int = 0
+    read_bytes: int = 0
+    sent_bytes: int = 0
+    value: Any = None
+
+
+def digest_of_line(line: bytes) -> bytes:
+    """Return the content digest (hex) that a record names, or nothing."""
+    found = _HASH.search(line)
+    return found.group(1) if found else b""
+
+
+def same_facts(one: bytes, other: bytes) -> bool:
+    """Return whether two records differ in nothing but access time."""
+    return _UNTIMED.sub(b"", one) == _UNTIMED.sub(b"", other)
+
+
+ABORTING: Final = frozenset(
+    (
+        "no_space",
+        "run_superseded",
+        "store_restarted",
+        "store_unreachable",
+        "not_authenticated",
+        "not_authorised",
+    )
+)
+"""Errors that end the run rather than one entry."""

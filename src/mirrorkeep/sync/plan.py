@@ -1,0 +1,161 @@
+"""What a run would do: the same detection, told instead of done (``sync --dry-run``).
+
+No run is begun and nothing is written, neither on the target nor in the client's state; a manifest that
+has to be fetched lies in a temporary folder while it is read.  Where the state has a manifest no target is
+needed at all, and what the plan says holds as long as nobody else wrote to the target.
+
+A renamed entry shows as one new and one removed; which content could stay is only known when it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from mirrorkeep.errors import MirrorkeepError, NotFound
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.reader import ManifestReader
+from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.sync.detect import Detector
+from mirrorkeep.sync.index import Head, OldSide, build_index, empty_old_side, open_index
+from mirrorkeep.sync.journal import Stretch
+from mirrorkeep.sync.large import base_fields, hash_content
+from mirrorkeep.sync.mirror import kind_of_blob, kind_of_line
+from mirrorkeep.sync.options import RunOptions, RunResult
+from mirrorkeep.sync.orders import same_facts
+from mirrorkeep.sync.progress import Reporter
+from mirrorkeep.sync.session import RunSession
+from mirrorkeep.sync.state import StateReader
+from mirrorkeep.tree.native import NativeTree
+from mirrorkeep.tree.walk import blob_stat, walk
+
+NEW, CHANGED, REMOVED = "new", "changed", "removed"
+
+Tell = Callable[[str, bytes], None]
+"""``tell(action, path)`` for each entry that a run would touch."""
+
+
+class Plan:
+    """One dry run of ``source`` against what the target is known to hold."""
+
+    def __init__(
+        self,
+        source: str,
+        session: RunSession,
+        state_folder: str,
+        target: str,
+        options: RunOptions,
+        reporter: Reporter,
+        tell: Tell,
+    ) -> None:
+        self._source = source
+        self._session = session
+        self._state = StateReader(state_folder, source, target)
+        self._options = options
+        self._reporter = reporter
+        self._tell = tell
+        self._tree = NativeTree(source, digest=options.digest)
+        self.result = RunResult(status="planned")
+
+    def execute(self) -> RunResult:
+        """Compare and tell; raises what the source or the target raises."""
+        started = time.monotonic()
+        self._reporter.phase("walk")
+        with ExitStack() as stack:
+            work = stack.enter_context(tempfile.TemporaryDirectory(prefix="mirrorkeep-plan-"))
+            old = self._own(work) or self._fetched(work)
+            stack.callback(old.close)
+            detector = Detector(old, self)
+            keep, one = self._options.keep, self._options.one_file_system
+            detector.run(walk(os.fsencode(self._source), keep=keep, one_file_system=one))
+            self.result.entries = detector.entries
+        result = self.result
+        result.unchanged = result.entries - result.new - result.changed
+        result.seconds = time.monotonic() - started
+        return result
+
+    # --- the old side ----------------------------------------------------------------------------
+
+    def _own(self, work: str) -> OldSide | None:
+        digest = self._state.manifest_digest()
+        return self._open(self._state.manifest_path, self._state.index_path, digest, work) if digest else None
+
+    def _fetched(self, work: str) -> OldSide:
+        path = os.path.join(work, "manifest")
+        try:
+            try:
+                self._session.fetch_manifest("latest", path)
+            except NotFound:
+                self._session.fetch_manifest("actual", path)
+        except NotFound:
+            return empty_old_side()  # nothing was ever sent there
+        with open(path, "rb") as stream:
+            reader = ManifestReader(stream)
+            for _ in reader.lines():
+                pass
+            if not reader.entries:
+                return empty_old_side()
+            digest = reader.file_digest
+        old = self._open(path, path + ".none", digest, work)
+        assert old is not None
+        return old
+
+    def _open(self, manifest: str, index: str, digest: str, work: str) -> OldSide | None:
+        opened = open_index(index, digest)
+        if opened is None:
+            index = os.path.join(work, "index")
+            build_index(manifest, index, digest)
+            opened = open_index(index, digest)
+        return OldSide(manifest, *opened) if opened is not None else None
+
+    # --- what the detector finds -----------------------------------------------------------------
+
+    def unchanged(self, stretch: Stretch) -> None:
+        """Nothing to tell."""
+
+    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool) -> None:
+        """Look whether an entry that may differ does."""
+        try:
+            differs = kind_of_blob(blob) != kind_of_line(head.line) or self._differs(path, blob, head.line)
+        except MirrorkeepError as error:
+            self.unreadable(path, str(error))
+            return
+        if differs:
+            self.result.changed += 1
+            self._tell(CHANGED, path)
+
+    def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
+        """Tell of an entry that the target lacks."""
+        self.result.new += 1
+        self._tell(NEW, path)
+
+    def removed(self, path: bytes, line: bytes) -> None:
+        """Tell of an entry that the source no longer has."""
+        self.result.removed += 1
+        self._tell(REMOVED, path)
+
+    def unreadable(self, path: bytes, detail: str) -> None:
+        """Tell of an entry that could not be looked at."""
+        self.result.failed += 1
+        self._reporter.failure(path, "source_unreadable", detail)
+
+    def _differs(self, path: bytes, blob: bytes, line: bytes) -> bool:
+        """Compare metadata, and the content of a file whose times may have been too young to tell."""
+        fields, _ = self._tree.describe(path)
+        old = parse_record(line, check=False)
+        for key in (keys.HASH, keys.HASH_NAME, keys.HARD_LINK):
+            if key in old.fields:
+                fields[key] = old.fields[key]
+        if not same_facts(format_record(path, fields), line):
+            return True
+        if old.kind != keys.FILE:
+            return False
+        fd = self._tree.open_content(path)
+        try:
+            digest = hash_content(fd, blob_stat(blob).size_bytes, self._options.digest)
+        finally:
+            os.close(fd)
+        return base_fields(digest, self._options.digest)[keys.HASH] != old.hash

@@ -1,0 +1,476 @@
+"""A restore: a snapshot becomes a native tree.  The mirror run with the roles swapped (REC-*, GEN-14).
+
+The snapshot's manifest is the expected side, the destination's walk the actual one, and the same
+comparer pairs them.  What is there already and hashes to what the record says is not fetched again, so
+a restore that was cut off goes on where it stopped, and an old copy serves as a seed.  Every file is
+written beside its place, verified against the manifest's digest and renamed.
+
+Nothing in the destination is deleted; a file there that is newer than the snapshot's is kept and named,
+unless overwriting was asked for.
+
+Memory: one batch a worker; links and directories are spilled.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from mirrorkeep.delta.segments import plan_segments
+from mirrorkeep.errors import DigestMismatch, MirrorkeepError, NotFound
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.reader import ManifestReader
+from mirrorkeep.manifest.record import Record, format_record, parse_record
+from mirrorkeep.manifest.spill import SpilledList
+from mirrorkeep.sync.compare import pair
+from mirrorkeep.sync.large import hash_content
+from mirrorkeep.sync.options import RunResult
+from mirrorkeep.sync.orders import ABORTING
+from mirrorkeep.sync.progress import Reporter
+from mirrorkeep.sync.workers import Completed, Handler, WorkerPool
+from mirrorkeep.tree.client import StoreClient
+from mirrorkeep.tree.native import NativeTree
+from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
+from mirrorkeep.tree.remote import RemoteTree
+from mirrorkeep.tree.walk import Directory, Siblings, walk
+from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES, MAX_BUNDLE_FRAMES, SMALL_FILE_BYTES
+
+MAX_BATCH: Final = 512
+
+
+@dataclass(slots=True)
+class Fetch:
+    """Order: bring these entries (path on the store, record for the destination) over."""
+
+    wanted: list[tuple[bytes, bytes]]
+    present: list[bool]
+    """Whether the destination has something there that may be the same already."""
+    overwrite: bool
+
+
+@dataclass(slots=True)
+class Place:
+    """Order: carry out these frames in the destination."""
+
+    frames: list[Frame]
+
+
+@dataclass(slots=True)
+class Fetched:
+    """A worker's answer."""
+
+    failures: list[tuple[bytes, str, str]] = field(default_factory=list)
+    same: int = 0
+    read_bytes: int = 0
+    written: int = 0
+
+
+class RestoreSource(Protocol):
+    """Where a restore comes from: a snapshot on a store, or a local copy."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+
+    def fetch_manifest(self, path: str) -> None:
+        """Write the manifest of what is to be restored to a file."""
+
+    def master(self) -> Master:
+        """Return the tree to read from; called once in each worker thread."""
+
+
+class SnapshotSource:
+    """A snapshot of a part on a store."""
+
+    def __init__(self, client: StoreClient, snapshot: str) -> None:
+        self._client = client
+        self.name = snapshot
+
+    def fetch_manifest(self, path: str) -> None:
+        """Write the snapshot's manifest to a file."""
+        self._client.save(
+            self._client.api(f"volumes/{self._client.volume}/manifest", snapshot=self.name), path
+        )
+
+    def master(self) -> RemoteTree:
+        """Return the snapshot's tree."""
+        return RemoteTree(self._client, snapshot=self.name)
+
+
+class RestoreWorker:
+    """Fetches and writes; one a worker thread."""
+
+    def __init__(self, master: Master, slave: NativeTree) -> None:
+        self._master = master
+        self._slave = slave
+
+    def __call__(self, order: Fetch | Place) -> Fetched:
+        """Carry out one order."""
+        done = Fetched()
+        if isinstance(order, Place):
+            self._note(self._slave.apply(order.frames), order.frames, done)
+            return done
+        small: list[tuple[bytes, bytes]] = []
+        for (path, line), present in zip(order.wanted, order.present, strict=True):
+            record = parse_record(line, check=False)
+            if present and self._settle_present(record, line, overwrite=order.overwrite, done=done):
+                continue
+            if record.size > SMALL_FILE_BYTES:
+                self._fetch_large(path, record, line, done)
+            else:
+                small.append((path, line))
+        if small:
+            self._fetch_small(small, done)
+        return done
+
+    def _fetch_small(self, wanted: list[tuple[bytes, bytes]], done: Fetched) -> None:
+        """Fetch a bundle; one entry that the store refuses does not take the others with it."""
+        try:
+            self._fetch_bundle(wanted, done)
+        except MirrorkeepError as error:
+            if error.code in ABORTING:
+                raise
+            if len(wanted) == 1:
+                done.failures.append((wanted[0][0], error.code, str(error)))
+                return
+            middle = len(wanted) // 2
+            self._fetch_small(wanted[:middle], done)
+            self._fetch_small(wanted[middle:], done)
+
+    def _fetch_bundle(self, wanted: list[tuple[bytes, bytes]], done: Fetched) -> None:
+        frames: list[Frame] = []
+        received = self._master.frames([path for path, _ in wanted])
+        for (path, line), frame in zip(wanted, received, strict=True):
+            if isinstance(frame, Failure):
+                done.failures.append((path, frame.code, frame.detail))
+                continue
+            done.read_bytes += len(frame.data)
+            frames.append(Frame(Op.PUT, line, frame.data))
+        done.written += len(frames)
+        self._note(self._slave.apply(frames), frames, done)
+
+    def _settle_present(self, record: Record, line: bytes, *, overwrite: bool, done: Fetched) -> bool:
+        """Look at what the destination has: the same (stamp it), newer (keep it), or to be replaced."""
+        try:
+            fd = self._slave.open_content(record.path)
+        except MirrorkeepError:
+            return False
+        try:
+            status = os.fstat(fd)
+            if status.st_size == record.size:
+                name = (
+                    "blake3" if record.fields.get(keys.HASH_NAME) == b"blake3" else _digest_name(record.hash)
+                )
+                if hash_content(fd, record.size, name) == record.hash:
+                    done.same += 1
+                    frames = [Frame(Op.STAMP, line)]
+                    self._note(self._slave.apply(frames), frames, done)
+                    return True
+            if status.st_mtime_ns > record.mtime_ns and not overwrite:
+                detail = "the file there is newer and was kept (--overwrite-newer replaces it)"
+                done.failures.append((record.path, "newer_kept", detail))
+                return True
+        finally:
+            os.close(fd)
+        return False
+
+    def _fetch_large(self, path: bytes, record: Record, line: bytes, done: Fetched) -> None:
+        from blake3 import blake3
+
+        transaction = self._slave.begin(line, on_base=False)
+        try:
+            segments: list[Segment] = []
+            for start, end in _data_segments(record):
+                body = self._master.read_range(path, start, end)
+                if len(body) != end - start:
+                    raise DigestMismatch(
+                        path=path, expected=f"{end - start} bytes", actual=f"{len(body)} bytes"
+                    )
+                segment = Segment(start, end)
+                transaction.write(segment, body, delta=False, digest=blake3(body).digest())
+                segments.append(segment)
+                done.read_bytes += len(body)
+            transaction.finish(line, segments)
+            done.written += 1
+        except MirrorkeepError as error:
+            transaction.abandon()
+            if error.code in ABORTING:
+                raise
+            done.failures.append((record.path, error.code, str(error)))
+
+    def _note(self, failures: list[Failure], frames: list[Frame], done: Fetched) -> None:
+        for failure in failures:
+            path = failure.path or parse_record(frames[failure.index].line, check=False).path
+            done.failures.append((path, failure.code, failure.detail))
+
+
+class Restore:
+    """One execution of restoring a snapshot or a local copy, or a part of it, to a folder."""
+
+    def __init__(
+        self,
+        source: RestoreSource,
+        destination: str,
+        reporter: Reporter,
+        *,
+        path: bytes = b"",
+        threads: int = 4,
+        overwrite_newer: bool = False,
+    ) -> None:
+        self._source = source
+        self._destination = os.fsencode(destination)
+        self._reporter = reporter
+        self._path = path.strip(b"/")
+        self._threads = threads
+        self._overwrite = overwrite_newer
+        self.result = RunResult(snapshot=source.name)
+        self._batch: list[tuple[bytes, bytes]] = []
+        self._present: list[bool] = []
+        self._batch_bytes = 0
+        self._sequence = 0
+        self._total_bytes = 0
+        self._leaderless: list[bytes] = []
+
+    def execute(self) -> RunResult:
+        """Restore; raises what ends it.  May be repeated, and goes on where it was cut off."""
+        started = time.monotonic()
+        os.makedirs(self._destination, exist_ok=True)
+        fresh = not any(os.scandir(self._destination))
+        processes = max(1, min(self._threads, 2 * (os.cpu_count() or 1)))
+        threads = -(-self._threads // processes)
+        with (
+            tempfile.TemporaryDirectory(prefix="mirrorkeep-restore-") as work,
+            WorkerPool(self._start_worker, processes=processes, threads=threads) as pool,
+            SpilledList(work) as links,
+            SpilledList(work) as directories,
+        ):
+            self._pool = pool
+            manifest = os.path.join(work, "manifest")
+            self._source.fetch_manifest(manifest)
+            self._reporter.phase("files")
+            actual = iter(()) if fresh else _walked(self._destination)
+            found = False
+            for one in pair(self._expected(manifest), actual):
+                if one.expected is not None:
+                    found = True
+                    self._entry(one.expected, one.actual is not None, links, directories)
+            if not found:
+                raise NotFound(what=f"{os.fsdecode(self._path)} in {self._source.name}")
+            self._flush()
+            self._wait()
+            self._reporter.phase("links")
+            self._place_all(iter(links), in_order=False)
+            self._bring_leaderless()
+            self._reporter.phase("directories")
+            self._place_all(_directory_frames(directories), in_order=True)
+        result = self.result
+        result.status = "partial" if result.failed else "complete"
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _start_worker(self) -> Handler:
+        return RestoreWorker(self._source.master(), NativeTree(self._destination))
+
+    # --- the expected side -----------------------------------------------------------------------
+
+    def _expected(self, manifest: str) -> Iterator[tuple[bytes, tuple[bytes, bytes]]]:
+        """Yield (path in the destination, (path on the store, record for the destination))."""
+        with open(manifest, "rb") as stream:
+            for _, line in ManifestReader(stream).lines():
+                record = parse_record(line)
+                if not self._path:
+                    yield record.path, (record.path, line)
+                elif (inner := self._inside(record)) is not None:
+                    fields = dict(record.fields)
+                    leader = fields.pop(keys.HARD_LINK, None)
+                    if leader is not None and leader.startswith(self._path + b"/"):
+                        fields[keys.HARD_LINK] = leader[len(self._path) + 1 :]
+                    yield inner, (record.path, format_record(inner, fields))
+
+    def _inside(self, record: Record) -> bytes | None:
+        if record.path == self._path:
+            return b"" if record.kind == keys.DIRECTORY else self._path.rpartition(b"/")[2]
+        if record.path.startswith(self._path + b"/"):
+            return record.path[len(self._path) + 1 :]
+        return None
+
+    def _without_leaderless(
+        self, task: Fetch | Place, failures: list[tuple[bytes, str, str]]
+    ) -> list[tuple[bytes, str, str]]:
+        """Put hard links without a leader aside; return the other failures."""
+        lines = list(_leaders_missing(task, failures))
+        self._leaderless += lines
+        paths = {parse_record(line, check=False).path for line in lines}
+        return [failure for failure in failures if failure[0] not in paths]
+
+    # --- entries ---------------------------------------------------------------------------------
+
+    def _entry(
+        self, expected: tuple[bytes, bytes], present: bool, links: SpilledList, directories: SpilledList
+    ) -> None:
+        source, line = expected
+        record = parse_record(line, check=False)
+        self.result.entries += 1
+        kind = record.kind
+        if kind == keys.DIRECTORY:
+            directories.append(line)
+        elif kind == keys.FILE and keys.HARD_LINK in record.fields:
+            links.append(bytes([Op.HARD_LINK]) + line)
+        elif kind == keys.FILE:
+            self._batch.append((source, line))
+            self._present.append(present)
+            self._batch_bytes += record.size
+            self._total_bytes += record.size
+            if self._batch_bytes >= BUNDLE_TARGET_BYTES or len(self._batch) >= MAX_BATCH:
+                self._flush()
+        else:
+            links.append(bytes([Op.LINK if kind == keys.LINK else Op.NODE]) + line)
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._submit(Fetch(self._batch, self._present, self._overwrite))
+            self._batch, self._present, self._batch_bytes = [], [], 0
+
+    def _place_all(self, rows: Iterator[bytes], *, in_order: bool) -> None:
+        frames: list[Frame] = []
+        for row in rows:
+            frames.append(Frame(Op(row[0]), row[1:]))
+            if len(frames) >= MAX_BUNDLE_FRAMES // 4:
+                self._submit(Place(frames))
+                frames = []
+                if in_order:
+                    self._wait()
+        if frames:
+            self._submit(Place(frames))
+        self._wait()
+
+    def _bring_leaderless(self) -> None:
+        """Bring hard links whose leader is not there: one name gets the content, the others lead to it.
+
+        A record may name a leader that is gone, for its folder was renamed, or one that failed.
+        """
+        tried: set[bytes] = set()
+        while lines := self._leaderless:
+            self._leaderless = []
+            records = [parse_record(line, check=False) for line in lines]
+            waiting = {record.path for record in records}
+            carriers: dict[tuple[bytes, bytes], Record] = {}
+            for record in records:
+                leader = record.fields[keys.HARD_LINK]
+                come = record.path not in tried and os.path.lexists(os.path.join(self._destination, leader))
+                if leader not in waiting and not come:
+                    carriers.setdefault(_file_of(record), record)
+            if not carriers and waiting <= tried:  # they lead to each other
+                carriers[_file_of(records[0])] = records[0]
+            tried |= waiting
+            bringing = {record.path for record in carriers.values()}
+            for record in carriers.values():
+                fields = {key: value for key, value in record.fields.items() if key != keys.HARD_LINK}
+                self._batch.append((self._source_path(record.path), format_record(record.path, fields)))
+                self._present.append(os.path.lexists(os.path.join(self._destination, record.path)))
+            self._flush()
+            self._wait()
+            rows = []
+            for record in records:
+                if record.path not in bringing:
+                    carrier = carriers.get(_file_of(record))
+                    leader = carrier.path if carrier else record.fields[keys.HARD_LINK]
+                    fields = {**record.fields, keys.HARD_LINK: leader}
+                    rows.append(bytes([Op.HARD_LINK]) + format_record(record.path, fields))
+            self._place_all(iter(rows), in_order=False)
+
+    def _source_path(self, path: bytes) -> bytes:
+        """Return where on the store what goes to ``path`` in the destination is."""
+        return self._path + b"/" + path if self._path else path  # of a single file the link was dropped
+
+    def _submit(self, order: Fetch | Place) -> None:
+        self._sequence += 1
+        self._pool.submit(self._sequence, order)
+        while self._pool.outstanding >= 2 * self._pool.capacity:
+            self._collect(None)
+        self._collect(0)
+
+    def _wait(self) -> None:
+        while self._pool.outstanding:
+            self._collect(None)
+
+    def _collect(self, timeout_s: float | None) -> None:
+        for done in self._pool.completed(timeout_s):
+            self._take(done)
+
+    def _take(self, done: Completed) -> None:
+        result = self.result
+        if done.error is not None:
+            if isinstance(done.error, MirrorkeepError) and done.error.code in ABORTING:
+                raise done.error
+            code = done.error.code if isinstance(done.error, MirrorkeepError) else "worker_lost"
+            lines = [line for _, line in done.task.wanted] if isinstance(done.task, Fetch) else []
+            lines = lines or [frame.line for frame in done.task.frames]
+            failures = [(parse_record(line, check=False).path, code, str(done.error)) for line in lines]
+        else:
+            fetched: Fetched = done.result
+            failures = self._without_leaderless(done.task, fetched.failures)
+            result.bytes_read += fetched.read_bytes
+            result.unchanged += fetched.same
+            result.new += fetched.written
+        for path, code, detail in failures:
+            result.failed += 1
+            self._reporter.failure(path, code, detail)
+        self._reporter.advance(
+            entries=result.entries,
+            read_bytes=result.bytes_read,
+            sent_bytes=0,
+            total_bytes=self._total_bytes,
+        )
+
+
+def _file_of(record: Record) -> tuple[bytes, bytes]:
+    """Return what the records of one file's names have in common."""
+    return record.fields.get(keys.INODE, b""), record.hash
+
+
+def _leaders_missing(task: Fetch | Place, failures: list[tuple[bytes, str, str]]) -> Iterator[bytes]:
+    """Yield the records of hard links that failed for want of their leader."""
+    if isinstance(task, Place):
+        missing = {path for path, code, _ in failures if code == "not_found"}
+        for frame in task.frames if missing else ():
+            if frame.op == Op.HARD_LINK and parse_record(frame.line, check=False).path in missing:
+                yield frame.line
+
+
+def _walked(root: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield (path, blob) of everything in the destination, in manifest order."""
+    for event in walk(root):
+        if isinstance(event, Siblings):
+            prefix = event.parent + b"/" if event.parent else b""
+            for name, blob in zip(event.names, event.blobs, strict=True):
+                yield prefix + name, blob
+        elif isinstance(event, Directory):
+            yield event.path, event.blob
+
+
+def _directory_frames(lines: SpilledList) -> Iterator[bytes]:
+    for line in lines:
+        yield bytes([Op.DIRECTORY]) + line
+        yield bytes([Op.STAMP]) + line
+
+
+def _data_segments(record: Record) -> Iterator[tuple[int, int]]:
+    """Yield the segments of a file that hold data; holes are not fetched."""
+    sparse = record.fields.get(keys.SPARSE)
+    if sparse is None:
+        yield from plan_segments(record.size)
+        return
+    for piece in sparse.split(b";"):
+        if piece:
+            offset, _, length = piece.partition(b"+")
+            for start, end in plan_segments(int(length)):
+                yield int(offset) + start, int(offset) + end
+
+
+def _digest_name(digest: bytes) -> str:
+    return "sha1" if len(digest) == 40 else "sha256"

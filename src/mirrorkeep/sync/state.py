@@ -1,0 +1,188 @@
+"""What a client remembers between runs, and what an open run leaves for the next one.
+
+::
+
+    STATE/KEY/            KEY: 24 hex digits of the SHA-256 of source and target (CHG-10)
+      lock                held by the running process
+      manifest, index     the last closed run
+      state.json          which manifest that is
+      run.json            the open run: its id and what its last commit covers
+      work/               files of the open run; ``intents`` names what it may have made on the store
+      signatures/         block signatures of large files (``delta/cache``)
+
+Everything is replaced by rename.  ``run.json`` is written after the store confirmed a commit, so what
+it covers is durable on both sides; whatever else lies in ``work`` is thrown away.  Losing the whole
+folder costs one comparison with the store's own listing, never data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mirrorkeep.errors import MirrorkeepError
+
+
+class StateBusy(MirrorkeepError):
+    """Another process of this client works on the same source and target; nothing was done."""
+
+    code = "state_busy"
+    template = "another run of {source} to {target} is under way in process {pid}"
+    http_status = 409
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """What the last commit of an open run covers."""
+
+    run: str
+    commit: int = 0
+    walk_bytes: int = 0
+    """Length of the part of ``work/walk.manifest`` that is committed."""
+    late_bytes: int = 0
+    """Length of the part of ``work/late.records`` that is committed."""
+    own_input: bool = False
+    """The run started from the manifest of the last closed run, so that what it committed completes that."""
+    boot: str = ""
+    """The boot of this machine that it ran in: ``work/intents`` is whole only while that lasts."""
+
+    def is_resumable(self) -> bool:
+        """Return whether what the run left says everything that the mirror may hold because of it."""
+        return self.own_input and self.boot == boot_id()
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine, nothing where the system does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""
+
+
+def default_state_folder() -> str:
+    """Return where state lies when the command names no folder."""
+    if os.geteuid() == 0:
+        return "/var/lib/mirrorkeep"
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(base, "mirrorkeep")
+
+
+class StateReader:
+    """Where the state of one source and one target lies, and what the last closed run left; never written."""
+
+    def __init__(self, folder: str, source: str, target: str) -> None:
+        key = hashlib.sha256(f"{source}\0{target}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        self.folder = os.path.join(folder, key)
+        self.source, self.target = source, target
+        self.manifest_path = os.path.join(self.folder, "manifest")
+        self.index_path = os.path.join(self.folder, "index")
+
+    def manifest_digest(self) -> str | None:
+        """Return the digest of the manifest of the last closed run, if there is one."""
+        known = self._read("state.json")
+        if known and os.path.exists(self.manifest_path):
+            digest: str | None = known.get("manifest")
+            return digest
+        return None
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            with open(os.path.join(self.folder, name), "rb") as stream:
+                known = json.load(stream)
+        except (FileNotFoundError, ValueError):
+            return None
+        return known if isinstance(known, dict) else None
+
+
+class State(StateReader):
+    """The state of one source and one target, locked while it is open."""
+
+    def __init__(self, folder: str, source: str, target: str) -> None:
+        super().__init__(folder, source, target)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self._lock = self._acquire()
+        self.signatures = os.path.join(self.folder, "signatures")
+        self.work = os.path.join(self.folder, "work")
+
+    def _acquire(self) -> int:
+        fd = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise StateBusy(source=self.source, target=self.target, pid=pid) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        return fd
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._lock)
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the last closed run ---------------------------------------------------------------------
+
+    def keep(self, manifest: str, index: str, digest: str) -> None:
+        """Make a manifest and its index those of the last closed run; forget the open run."""
+        _sync_file(manifest)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.folder, "state.json"))
+        os.replace(manifest, self.manifest_path)
+        os.replace(index, self.index_path)
+        self._write("state.json", {"manifest": digest, "source": self.source, "target": self.target})
+        self.forget_run()
+
+    # --- the open run ----------------------------------------------------------------------------
+
+    def open_run(self) -> OpenRun | None:
+        """Return what the open run committed, if a run was left open."""
+        known = self._read("run.json")
+        try:
+            return OpenRun(**known) if known else None
+        except TypeError:
+            return None
+
+    def note_run(self, run: OpenRun) -> None:
+        """Record how far the open run is committed."""
+        self._write("run.json", asdict(run))
+
+    def forget_run(self) -> None:
+        """The run is closed: remove its files."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.folder, "run.json"))
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def fresh_work(self) -> str:
+        """Return an empty folder for the files of a run."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        os.makedirs(self.work, mode=0o700)
+        return self.work
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        path = os.path.join(self.folder, name)
+        with open(path + ".new", "wb") as stream:
+            stream.write(json.dumps(value).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(path + ".new", path)
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,185 @@
+"""What a worker does: read entries from the master, find what really changed, write it to the slave.
+
+A worker gets small pickled orders from the coordinator and answers with an :class:`Outcome` for each
+entry.  Content that hashes to what the mirror has already is never sent again: only its metadata are
+(CHG-09).  A large file goes its own way (``large``).
+
+Not here: deciding which entries are looked at (``detect``), the order of phases (``mirror``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mirrorkeep.delta.cache import SignatureCache
+from mirrorkeep.errors import MirrorkeepError, NoSpace
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import format_record
+from mirrorkeep.sync.large import LargeTransfer
+from mirrorkeep.sync.orders import (
+    ABORTING,
+    Action,
+    Apply,
+    Order,
+    Outcome,
+    Report,
+    Send,
+    SendLarge,
+    Wanted,
+    digest_of_line,
+    same_facts,
+)
+from mirrorkeep.sync.session import WritableTree
+from mirrorkeep.tree.native import NativeTree
+from mirrorkeep.tree.protocol import Failure, Frame, Op
+
+
+class Transfer:
+    """The handler of one worker thread: a master, a slave, and orders to carry out between them."""
+
+    def __init__(
+        self,
+        master: NativeTree,
+        slave: WritableTree,
+        *,
+        signatures: SignatureCache,
+        call: Callable[[str, tuple[Any, ...]], Any] | None = None,
+    ) -> None:
+        self._master = master
+        self._slave = slave
+        self._large = LargeTransfer(master, slave, signatures)
+        self._call = call
+
+    def __call__(self, order: Order) -> Report:
+        """Carry out one order."""
+        report = Report(read_started_ns=time.time_ns())
+        before = self._slave.sent_bytes
+        if isinstance(order, Send):
+            self._send(order.wanted, report)
+        elif isinstance(order, SendLarge):
+            self._send_large(order.wanted, report)
+        elif isinstance(order, Apply):
+            report.failures = self._apply(order.frames)
+        elif self._call is not None:
+            report.value = self._call(order.method, order.arguments)
+        report.sent_bytes = self._slave.sent_bytes - before
+        return report
+
+    def _apply(self, frames: list[Frame]) -> list[Failure]:
+        """Carry out frames; a full store ends the run, for the next entry would fare no better."""
+        failures = self._slave.apply(frames)
+        for failure in failures:
+            if failure.code == NoSpace.code:
+                raise NoSpace(detail=failure.detail)
+        return failures
+
+    # --- small entries ---------------------------------------------------------------------------
+
+    def _send(self, wanted: list[Wanted], report: Report) -> None:
+        outgoing: list[Frame] = []
+        places: list[int] = []
+        outcomes = report.outcomes
+        for number, frame in enumerate(self._frames(wanted)):
+            if isinstance(frame, Failure):
+                outcomes.append(Outcome(Action.FAILED, b"", frame.code, frame.detail))
+                continue
+            report.read_bytes += len(frame.data)
+            outcome, sending = _choose(wanted[number], frame)
+            outcomes.append(outcome)
+            if sending is not None:
+                outgoing.append(sending)
+                places.append(number)
+        if not outgoing:
+            return
+        refused = self._apply(outgoing)
+        retry: list[tuple[int, Frame]] = []
+        for failure in refused:
+            number = places[failure.index]
+            if outcomes[number].action in (Action.STAMPED, Action.PLACED):
+                retry.append((number, outgoing[failure.index]))
+            else:
+                outcomes[number] = Outcome(Action.FAILED, b"", failure.code, failure.detail)
+        if retry:
+            self._send_content(wanted, [number for number, _ in retry], report)
+
+    def _frames(self, wanted: list[Wanted]) -> Iterator[Frame | Failure]:
+        """Read what is wanted; further names of a hard-linked file are only described."""
+        if not any(one.link_to for one in wanted):
+            yield from self._master.frames([one.path for one in wanted])
+            return
+        for number, one in enumerate(wanted):
+            try:
+                fields, _ = self._master.describe(one.path)
+            except MirrorkeepError as error:
+                yield Failure(number, one.path, error.code, str(error))
+                continue
+            fields[keys.HARD_LINK] = one.link_to
+            fields[keys.HASH] = one.digest
+            if self._master.digest == "blake3":
+                fields[keys.HASH_NAME] = b"blake3"
+            yield Frame(Op.HARD_LINK, format_record(one.path, fields))
+
+    def _send_content(self, wanted: list[Wanted], numbers: list[int], report: Report) -> None:
+        """The mirror lacks what a stamp or a move counted on: send those entries whole."""
+        outcomes = report.outcomes
+        whole: list[Frame] = []
+        places: list[int] = []
+        frames = self._master.frames([wanted[number].path for number in numbers])
+        for number, frame in zip(numbers, frames, strict=True):
+            if isinstance(frame, Failure):
+                outcomes[number] = Outcome(Action.FAILED, b"", frame.code, frame.detail)
+                continue
+            whole.append(frame)
+            places.append(number)
+            outcomes[number] = Outcome(Action.SENT, frame.line)
+        for failure in self._apply(whole):
+            outcomes[places[failure.index]] = Outcome(Action.FAILED, b"", failure.code, failure.detail)
+
+    # --- large files -----------------------------------------------------------------------------
+
+    def _send_large(self, wanted: Wanted, report: Report) -> None:
+        try:
+            action, line, read_bytes = self._large.send(
+                wanted.path,
+                wanted.old_line,
+                forced=wanted.forced,
+                key=wanted.key,
+                source_line=wanted.source_line,
+            )
+        except MirrorkeepError as error:
+            if error.code in ABORTING:
+                raise
+            report.outcomes.append(Outcome(Action.FAILED, b"", error.code, str(error)))
+            return
+        report.read_bytes += read_bytes
+        report.outcomes.append(Outcome(Action(action), line))
+
+
+def _choose(wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame | None]:
+    """Decide what has to be sent for an entry that was read."""
+    if frame.op == Op.STAMP:  # a directory: described now, stamped at the end
+        return Outcome(Action.DESCRIBED, frame.line), None
+    if frame.op != Op.PUT or wanted.forced:
+        if wanted.forced and (altered := _altered(wanted, frame.line)):
+            return altered, None
+        return Outcome(Action.SENT, frame.line), frame
+    digest = digest_of_line(frame.line)
+    if wanted.key and digest == digest_of_line(wanted.source_line):
+        return Outcome(Action.PLACED, frame.line), Frame(Op.PLACE, frame.line, wanted.key)
+    if digest and digest == digest_of_line(wanted.old_line):
+        return Outcome(Action.STAMPED, frame.line), Frame(Op.STAMP, frame.line)
+    return Outcome(Action.SENT, frame.line), frame
+
+
+def _altered(wanted: Wanted, line: bytes) -> Outcome | None:
+    """Notice content that changed while nothing else did: rot or tampering at the source (trap 7)."""
+    old = wanted.old_line
+    before, now = digest_of_line(old), digest_of_line(line)
+    if not before or not now or before == now or len(before) != len(now):
+        return None
+    if not same_facts(old.replace(before, b""), line.replace(now, b"")):
+        return None
+    detail = "the content changed although size and times did not; the mirror keeps the old version"
+    return Outcome(Action.FAILED, b"", "source_altered", detail)

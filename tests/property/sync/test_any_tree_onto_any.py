@@ -1,0 +1,79 @@
+"""Any tree onto any other, by the one engine: the target becomes the source, cut off or not.
+
+The target is a local copy, which takes exactly the calls that a store takes, so that hundreds of examples
+cost seconds; ``tests/system/test_loop.py`` does the same against a store that serves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.property.sync.loop import Cut, CutAfter, Loop
+from tests.property.sync.trees import Tree, changes
+from tests.property.sync.trees import changes_without_hidden as plain_changes
+
+numbers = itertools.count()
+QUICK = settings(
+    max_examples=int(os.environ.get("MIRRORKEEP_EXAMPLES", "15")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def fresh(tmp_path: Path) -> Path:
+    folder = tmp_path / str(next(numbers))
+    folder.mkdir()
+    return folder
+
+
+@QUICK
+@given(before=changes, after=changes)
+def test_the_copy_becomes_the_source(tmp_path: Path, before: list, after: list) -> None:  # type: ignore[type-arg]
+    loop = Loop(fresh(tmp_path))
+    tree = Tree(loop.source)
+    tree.change(before)
+    assert loop.sync().status == "complete"
+    loop.check()
+    tree.change(after)
+    assert loop.sync().status == "complete"
+    loop.check()
+    loop.check_unchanged()
+
+
+@QUICK
+@given(
+    before=plain_changes,
+    after=plain_changes,
+    orders=st.integers(0, 12),
+    eager=st.booleans(),
+    again=st.integers(0, 6),
+)
+def test_a_run_that_is_cut_off_anywhere_is_made_good_by_the_next(
+    tmp_path: Path,
+    before: list,
+    after: list,
+    orders: int,
+    eager: bool,
+    again: int,  # type: ignore[type-arg]
+) -> None:
+    loop = Loop(fresh(tmp_path))
+    tree = Tree(loop.source)
+    tree.change(before)
+    options = replace(loop.options, commit_interval_s=0.0 if eager else 20.0)
+    cuts = 0
+    for count in (orders, again):
+        try:
+            with CutAfter(count):
+                loop.sync(options)
+        except Cut:
+            cuts += 1
+        tree.change(after)
+    assert loop.sync(options).status == "complete"
+    loop.check()
+    loop.check_unchanged()

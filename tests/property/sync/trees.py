@@ -1,0 +1,162 @@
+"""Random trees, and random changes of them: what a source may look like from one run to the next.
+
+A change is drawn as plain data (:data:`changes`) and carried out by :class:`Tree`, so that a failing example
+reads as the list of what was done.  A change that makes no sense where the tree stands is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+NAMES = (
+    b"a",
+    b"b",
+    b"c",
+    b"log",
+    b"log.1",
+    b"log.2",
+    b"new\nline",
+    b"\xff\xfe",
+    b"a,b=c&d;%2F",
+    b"=",
+    b"x" * 255,
+)
+HIDDEN = b".mirrorkeep"
+"""A name of the source that a store has to keep under another."""
+SIZES = st.sampled_from((0, 1, 100, 5_000, 70_000))
+SEEDS = st.integers(0, 1_000_000)
+
+Change = tuple[object, ...]
+
+
+def lists_of_changes(names: Sequence[bytes]) -> st.SearchStrategy[list[Change]]:
+    """Return lists of changes to paths of these names."""
+    paths = st.lists(st.sampled_from(names), min_size=1, max_size=3).map(b"/".join)
+    one = st.one_of(
+        st.tuples(st.just("write"), paths, SIZES, SEEDS),
+        st.tuples(st.just("write"), paths, SIZES, SEEDS),
+        st.tuples(st.just("edit"), paths, SEEDS),
+        st.tuples(st.just("folder"), paths),
+        st.tuples(st.just("link"), paths, paths),
+        st.tuples(st.just("fifo"), paths),
+        st.tuples(st.just("same"), paths, paths),
+        st.tuples(st.just("rename"), paths, paths),
+        st.tuples(st.just("rename"), paths, paths),
+        st.tuples(st.just("swap"), paths, paths),
+        st.tuples(st.just("rotate"), paths),
+        st.tuples(st.just("remove"), paths),
+        st.tuples(st.just("mode"), paths, st.sampled_from((0o600, 0o644, 0o755, 0o700))),
+        st.tuples(st.just("time"), paths, st.integers(0, 2**31 * 10**9)),
+        st.tuples(st.just("attribute"), paths, st.binary(min_size=1, max_size=20)),
+    )
+    return st.lists(one, max_size=14)
+
+
+changes = lists_of_changes((*NAMES, HIDDEN))
+changes_without_hidden = lists_of_changes(NAMES)
+
+
+class Tree:
+    """A directory that changes are carried out in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.fsencode(root)
+        os.mkdir(self.root)
+
+    def change(self, what: list[Change]) -> None:
+        """Carry out changes in order."""
+        for verb, *arguments in what:
+            with suppress(OSError):
+                getattr(self, f"do_{verb}")(*arguments)
+
+    def place(self, path: bytes) -> bytes:
+        return os.path.join(self.root, path)
+
+    def clear(self, path: bytes) -> bytes:
+        """Return the place of ``path`` with nothing there, and folders all the way to it."""
+        parent = self.root
+        for name in path.split(b"/")[:-1]:
+            parent = os.path.join(parent, name)
+            if not os.path.isdir(parent) or os.path.islink(parent):
+                with suppress(FileNotFoundError):
+                    os.unlink(parent)
+                os.mkdir(parent)
+        self.do_remove(path)
+        return self.place(path)
+
+    def do_write(self, path: bytes, size: int, seed: int) -> None:
+        with open(self.clear(path), "wb") as stream:
+            stream.write(random.Random(seed).randbytes(size))
+
+    def do_edit(self, path: bytes, seed: int) -> None:
+        if os.path.isfile(self.place(path)) and not os.path.islink(self.place(path)):
+            with open(self.place(path), "r+b") as stream:
+                stream.seek(seed % 3000)
+                stream.write(b"edited %d" % seed)
+
+    def do_folder(self, path: bytes) -> None:
+        os.mkdir(self.clear(path))
+
+    def do_link(self, path: bytes, target: bytes) -> None:
+        os.symlink(target, self.clear(path))
+
+    def do_fifo(self, path: bytes) -> None:
+        os.mkfifo(self.clear(path))
+
+    def do_same(self, path: bytes, other: bytes) -> None:
+        if path != other and not os.path.isdir(self.place(path)) and os.path.lexists(self.place(path)):
+            keep = self.place(b"kept")
+            os.link(self.place(path), keep, follow_symlinks=False)
+            place = self.clear(other)
+            os.rename(keep, place)
+
+    def do_rename(self, path: bytes, other: bytes) -> None:
+        if path != other and os.path.lexists(self.place(path)):
+            os.rename(self.place(path), self.place(b"kept"))
+            os.rename(self.place(b"kept"), self.clear(other))
+
+    def do_swap(self, path: bytes, other: bytes) -> None:
+        one, two, kept = self.place(path), self.place(other), self.place(b"kept")
+        if os.path.lexists(one) and os.path.lexists(two) and not _nested(path, other):
+            os.rename(one, kept)
+            os.rename(two, one)
+            os.rename(kept, two)
+
+    def do_rotate(self, path: bytes) -> None:
+        parent = path.rpartition(b"/")[0]
+        log = os.path.join(self.place(parent), b"log")
+        with suppress(OSError):
+            os.rename(log + b".1", log + b".2")
+        with suppress(OSError):
+            os.rename(log, log + b".1")
+        with open(log, "wb") as stream:
+            stream.write(b"fresh" * 10)
+
+    def do_remove(self, path: bytes) -> None:
+        place = self.place(path)
+        if os.path.isdir(place) and not os.path.islink(place):
+            shutil.rmtree(place)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(place)
+
+    def do_mode(self, path: bytes, mode: int) -> None:
+        if not os.path.islink(self.place(path)):
+            os.chmod(self.place(path), mode)
+
+    def do_time(self, path: bytes, time_ns: int) -> None:
+        os.utime(self.place(path), ns=(time_ns, time_ns), follow_symlinks=False)
+
+    def do_attribute(self, path: bytes, value: bytes) -> None:
+        os.setxattr(self.place(path), b"user.note", value, follow_symlinks=False)
+
+
+def _nested(one: bytes, other: bytes) -> bool:
+    return (one + b"/").startswith(other + b"/") or (other + b"/").startswith(one + b"/")
