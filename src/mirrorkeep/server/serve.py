@@ -1,0 +1,299 @@
+"""The service: one supervisor, N workers that speak HTTPS, one validator; all in one process group.
+
+Start: take the store for this supervisor, wait until the workers of a killed one are gone, put in order
+what a crash left, begin a new incarnation, start the processes, and say ``listening`` once a TLS
+connection succeeds.  End: SIGTERM or SIGINT, within a few seconds.  Children die with their supervisor
+(PR_SET_PDEATHSIG), so that after SIGKILL the same command starts again at once.
+
+Not here: what is served (``app``), what start-up repairs (``store.recovery``).
+A crash of a worker or of the validator is answered by a new one; of the supervisor, by the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
+from granian.log import LogLevels
+from granian.server import Server
+
+from mirrorkeep.errors import AlreadyExists, BadUsage, MirrorkeepError, NotFound, StorageFailure
+from mirrorkeep.server.api import uploads_folder
+from mirrorkeep.server.app import App, create_app
+from mirrorkeep.store.pool import Store
+
+PR_SET_PDEATHSIG: Final = 1
+TAKE_OVER_S: Final = 10.0
+"""How long a start waits for what a killed supervisor left to be gone."""
+STOP_S: Final = 4
+RESTART_PAUSE_S: Final = 1.0
+EXPIRY_S: Final = 86400.0
+"""Uploads and transactions that nobody touched for a day are given up."""
+HOUSEKEEPING_S: Final = 3600.0
+VALIDATOR_NICENESS: Final = 10
+
+log = logging.getLogger("mirrorkeep.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A listen address; port 0 is replaced by a free one before anything listens."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Listen:
+        """Read ``HOST:PORT`` or ``[IPV6]:PORT``; raises BadUsage."""
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not port.isdigit() or int(port) > 65535:
+            raise BadUsage(detail=f"{text}: an address is HOST:PORT")
+        return cls(host or "0.0.0.0", int(port))
+
+    @property
+    def shown(self) -> str:
+        """``HOST:PORT`` for URLs."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def serve(data: str, listen: str, workers: int) -> None:
+    """Serve the store at ``data`` until SIGTERM or SIGINT.
+
+    Raises NotFound, AlreadyExists (somebody serves it already), StorageFailure, BadUsage.
+    """
+    data = os.path.abspath(data)
+    address = Listen.parse(listen)
+    if not os.path.isdir(data):
+        raise NotFound(what=f"a store at {data}")
+    with _taken(data), _reserved(address) as address:
+        store = Store.open(data)
+        store.recover()
+        shutil.rmtree(uploads_folder(data), ignore_errors=True)
+        store.start_incarnation()
+        store.remember_address(address.shown)
+        certificate, key = store.certificate()
+        store.close()
+        multiprocessing.set_start_method("spawn", force=True)
+        server = Server(
+            "mirrorkeep",
+            address=address.host,
+            port=address.port,
+            interface=Interfaces.ASGI,
+            workers=max(1, workers),
+            http=HTTPModes.http1,
+            websockets=False,
+            loop=Loops.asyncio,
+            backlog=2048,
+            ssl_cert=Path(certificate),
+            ssl_key=Path(key),
+            ssl_protocol_min=SSLProtocols.tls12,
+            respawn_failed_workers=True,
+            workers_kill_timeout=STOP_S,
+            log_level=LogLevels.error,
+            log_dictconfig=_granian_log(),
+        )
+        with _validator(data), _housekeeping(data):
+            threading.Thread(target=_announce, args=(address,), daemon=True).start()
+            server.serve(target_loader=functools.partial(load_app, data, os.getpid()), wrap_loader=False)
+
+
+# --- the children -------------------------------------------------------------------------------
+
+
+def load_app(data: str, supervisor: int) -> App:
+    """Make the application, inside a worker process."""
+    _follow(supervisor)
+    _log_to_stderr()
+    # Modes are given to every call that makes something; the mask must not take bits off them.
+    os.umask(0)
+    _hold_as_worker(data)
+    return create_app(data)
+
+
+def run_validator(data: str, supervisor: int) -> None:
+    """Run the validator, inside its own process."""
+    _follow(supervisor)
+    _log_to_stderr()
+    os.nice(VALIDATOR_NICENESS)
+    _hold_as_worker(data)
+    from mirrorkeep.store.validation import Validator
+
+    Validator(Store.open(data)).run_forever()
+
+
+def _follow(supervisor: int) -> None:
+    """Die when the supervisor dies, however it does."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:  # it died before the line above
+        os._exit(1)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _granian_log() -> dict[str, Any]:
+    handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "generic"}
+    return {
+        "handlers": {"console": handler, "access": handler},
+    }
+
+
+@contextlib.contextmanager
+def _validator(data: str) -> Iterator[None]:
+    """Keep a validator process running, from one thread that outlives every one of them."""
+    stopping = threading.Event()
+
+    def supervise() -> None:
+        context = multiprocessing.get_context("spawn")
+        while not stopping.is_set():
+            child = context.Process(target=run_validator, args=(data, os.getpid()), name="validator")
+            child.start()
+            while child.is_alive() and not stopping.is_set():
+                child.join(0.1)
+            if child.is_alive():
+                child.terminate()
+                child.join(STOP_S)
+                if child.is_alive():
+                    child.kill()
+                    child.join()
+            elif not stopping.wait(RESTART_PAUSE_S):
+                log.error("the validator ended (status %s) and is started again", child.exitcode)
+
+    thread = threading.Thread(target=supervise, name="validator", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(2 * STOP_S)
+
+
+@contextlib.contextmanager
+def _housekeeping(data: str) -> Iterator[None]:
+    """Give up abandoned uploads and transactions now and then."""
+    stopping = threading.Event()
+
+    def keep_house() -> None:
+        while not stopping.wait(HOUSEKEEPING_S):
+            try:
+                expire_staging(data)
+            except (MirrorkeepError, OSError) as error:
+                log.warning("housekeeping: %s", error)
+
+    threading.Thread(target=keep_house, name="housekeeping", daemon=True).start()
+    try:
+        yield
+    finally:
+        stopping.set()
+
+
+def expire_staging(data: str, older_than_s: float = EXPIRY_S) -> int:
+    """Remove staged files of every tip that nobody touched for so long; returns how many."""
+    store = Store.open(data)
+    removed = 0
+    try:
+        for volume in store.volumes():
+            parts = volume.parts()
+            trees = [part.tree() for part in parts]
+            if all(part.path for part in parts):
+                trees.append(volume.plain_tree())
+            removed += sum(tree.empty_staging(older_than_s) for tree in trees)
+    finally:
+        store.close()
+    return removed
+
+
+# --- taking over --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _taken(data: str) -> Iterator[None]:
+    """Be the one supervisor of the store, after every worker of an earlier one is gone."""
+    folder = os.path.join(data, "run")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    supervisor = _open_lock(os.path.join(folder, "supervisor.lock"))
+    workers = _open_lock(os.path.join(folder, "workers.lock"))
+    try:
+        if not _lock_within(supervisor, 2.0):
+            raise AlreadyExists(what=f"a service for {data}")
+        if not _lock_within(workers, TAKE_OVER_S):
+            raise StorageFailure(detail="workers of an earlier service are stuck in the storage")
+        fcntl.flock(workers, fcntl.LOCK_UN)
+        yield
+    finally:
+        os.close(workers)
+        os.close(supervisor)
+
+
+def _hold_as_worker(data: str) -> None:
+    """Hold the workers' lock for the life of this process; the descriptor is never closed."""
+    fcntl.flock(_open_lock(os.path.join(data, "run", "workers.lock")), fcntl.LOCK_SH)
+
+
+def _open_lock(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _lock_within(fd: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _reserved(address: Listen) -> Iterator[Listen]:
+    """Find out the port and keep others from it; workers bind beside this socket (SO_REUSEPORT)."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            holder.bind((address.host, address.port))
+        except OSError as error:
+            raise BadUsage(detail=f"cannot listen on {address.shown}: {error.strerror}") from None
+        yield Listen(address.host, holder.getsockname()[1])
+
+
+def _announce(address: Listen) -> None:
+    """Say ``listening`` on stdout once a TLS connection succeeds."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # our own server: only whether it answers is asked
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    while True:
+        try:
+            with (
+                socket.create_connection((host, address.port), timeout=2) as plain,
+                context.wrap_socket(plain),
+            ):
+                break
+        except OSError:
+            time.sleep(0.02)
+    print(f"listening https://{address.shown}", flush=True)
