@@ -1,0 +1,99 @@
+"""The command line: one lazily loaded file per command group, and the edge where errors become exits.
+
+Only the module of the command that runs is imported, so that a run that finds nothing changed pays for
+nothing else.  Errors become one line on stderr and the exit status that the error names; with
+``--json`` also a JSON object on stdout.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from typing import Any, Final
+
+import click
+
+from mirrorkeep import __version__
+from mirrorkeep.errors import MirrorkeepError
+
+COMMANDS: Final = {
+    "sync": ("mirrorkeep.cli.sync:sync", "Mirror a folder to a store."),
+    "restore": ("mirrorkeep.cli.restore:restore", "Bring a tree, a folder or a file back."),
+    "snapshots": ("mirrorkeep.cli.snapshots:snapshots", "List the snapshots of a target."),
+    "validate": ("mirrorkeep.cli.validate:validate", "Prove that a snapshot is right."),
+    "verdict": ("mirrorkeep.cli.verdict:verdict", "Check a verdict offline."),
+    "manifest": ("mirrorkeep.cli.manifest:manifest", "Show, check, compare and convert manifests."),
+    "store": ("mirrorkeep.cli.store:store", "Make and serve a store (on the machine that stores)."),
+    "volume": ("mirrorkeep.cli.volume:volume", "Create and look at volumes (on the machine that stores)."),
+    "up": ("mirrorkeep.cli.up:up", "Start everything on this machine."),
+    "doctor": ("mirrorkeep.cli.doctor:doctor", "Say what this machine can do and what is missing."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, name = entry[0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example:  mirrorkeep sync /home https://store.example:8443/volumes/laptop",
+)
+@click.version_option(__version__, prog_name="mirrorkeep")
+def program() -> None:
+    """Keep a live, mountable, versioned mirror of a machine's data, and prove that it is right."""
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    wants_json = "--json" in sys.argv
+    try:
+        status = program.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _leave(130, "interrupted", "interrupted", wants_json)
+    except click.ClickException as error:
+        error.show()
+        _leave(2, "bad_usage", None, wants_json)
+    except MirrorkeepError as error:
+        _leave(error.exit_status, error.code, str(error), wants_json, error.fields)
+    except KeyboardInterrupt:
+        _leave(130, "interrupted", "interrupted; the next run resumes where this one stopped", wants_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _leave(
+    status: int, code: str, message: str | None, wants_json: bool, fields: dict[str, Any] | None = None
+) -> None:
+    if message is not None:
+        click.echo(f"mirrorkeep: {message}", err=True)
+    if wants_json:
+        body = {"event": "error", "code": code, "message": message, "exit": status}
+        click.echo(json.dumps({**body, "fields": {k: str(v) for k, v in (fields or {}).items()}}))
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

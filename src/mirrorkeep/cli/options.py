@@ -1,0 +1,57 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from mirrorkeep.errors import BadUsage
+from mirrorkeep.tree.client import StoreClient
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def credentials(command: Command) -> Command:
+    """Add ``--token-file`` and ``--ca``."""
+    for option in (
+        click.option(
+            "--ca",
+            type=click.Path(dir_okay=False),
+            envvar="MIRRORKEEP_CA",
+            help="CA certificate of the store [env: MIRRORKEEP_CA].",
+        ),
+        click.option(
+            "--token-file",
+            type=click.Path(dir_okay=False),
+            help="File that holds the token (otherwise MIRRORKEEP_TOKEN).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def json_output(command: Command) -> Command:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")(command)
+
+
+def open_client(target: str, token_file: str | None, ca: str | None) -> StoreClient:
+    """Return a client for a target URL; raises BadUsage for anything that cannot be one."""
+    token = None
+    if token_file:
+        try:
+            with open(token_file, encoding="ascii") as stream:
+                token = stream.read().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadUsage(detail=f"cannot read the token from {token_file}: {error}") from error
+    if ca and not os.path.exists(ca):
+        raise BadUsage(detail=f"there is no CA certificate at {ca}")
+    return StoreClient.from_target(target, token, ca)
+
+
+def is_url(target: str) -> bool:
+    """Return whether a target is on a store rather than a directory."""
+    return "://" in target

@@ -1,0 +1,140 @@
+"""``mirrorkeep store``: making a store, serving it, stopping it and letting go of its pool.
+
+Not here: what a store is (``mirrorkeep.store``), how it serves (``mirrorkeep.server``).  A service that was
+killed leaves its mounts and its ``run`` folder; the next ``serve`` starts on what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import click
+
+from mirrorkeep.errors import BadUsage
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+_data = click.argument("data", type=click.Path(file_okay=False))
+
+
+@click.group()
+def store() -> None:
+    """Make and serve a store (on the machine that stores).
+
+    Example: mirrorkeep store init /srv/mirror && mirrorkeep store serve /srv/mirror
+    """
+
+
+@store.command()
+@_data
+@click.option(
+    "--driver",
+    type=click.Choice(["auto", "btrfs", "zfs", "cephfs", "dir"]),
+    default="auto",
+    show_default=True,
+    help="What the pool stands on.",
+)
+@click.option("--size", help="Size of the pool, e.g. 20G (btrfs image; others grow with the disk).")
+@click.option("--device", type=click.Path(exists=True), help="Block device for a btrfs pool: IS OVERWRITTEN.")
+@click.option(
+    "--encrypt",
+    type=click.Choice(["auto", "gocryptfs", "fscrypt", "luks", "none"]),
+    default="auto",
+    show_default=True,
+    help="Encryption at rest.",
+)
+@click.option("--host", "hosts", multiple=True, help="Name for the certificate; repeatable.")
+@_json
+def init(
+    data: str,
+    driver: str,
+    size: str | None,
+    device: str | None,
+    encrypt: str,
+    hosts: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a store in DATA, which is missing or empty.
+
+    Example: mirrorkeep store init /srv/mirror --size 200G --host backup.example
+    """
+    from mirrorkeep.store.encryption import choose_encryption
+    from mirrorkeep.store.pool import Store
+
+    encryption = choose_encryption(data, encrypt, device)
+    made = Store.create(
+        data, driver, parse_size(size), hosts=hosts, device=device, encryption=encryption.name
+    )
+    capabilities = made.driver.capabilities
+    row = {
+        "data": made.data,
+        "driver": made.driver.name,
+        "encryption": encryption.name,
+        "size_bytes": made.usage().total_bytes,
+        "shares_blocks": capabilities.shares_blocks,
+        "immutable_snapshots": capabilities.immutable_snapshots,
+    }
+    made.close()
+    if encryption.warning:
+        click.echo(f"warning: {encryption.warning}", err=True)
+    _say(row, as_json, f"made a {row['driver']} store at {made.data} ({encryption.name})")
+
+
+@store.command()
+@_data
+@click.option("--listen", default="127.0.0.1:8443", show_default=True, help="HOST:PORT (port 0: any).")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that serve (default: one a core).")
+@click.option("--host", "hosts", multiple=True, help="Further name for the certificate; repeatable.")
+def serve(data: str, listen: str, workers: int | None, hosts: tuple[str, ...]) -> None:
+    """Serve the store in DATA over HTTPS until SIGTERM.
+
+    Example: mirrorkeep store serve /srv/mirror --listen 0.0.0.0:8443
+    """
+    from mirrorkeep.store.pool import Store
+
+    opened = Store.open(data)
+    host = listen.rpartition(":")[0].strip("[]")
+    opened.certificate({*hosts, *(() if host in ("", "0.0.0.0", "::") else (host,))})
+    opened.close()
+    from mirrorkeep.server.serve import serve as run_server
+
+    run_server(opened.data, listen, workers or os.cpu_count() or 1)
+
+
+@store.command()
+@_data
+@click.option("--wait", "wait_s", type=float, default=30.0, show_default=True, help="Seconds to wait.")
+@_json
+def stop(data: str, wait_s: float, as_json: bool) -> None:
+    """End the service on DATA, if one runs, and unmount its pool.
+
+    Example: mirrorkeep store stop /srv/mirror
+    """
+    from mirrorkeep.store.pool import Store
+    from mirrorkeep.store.service import end_service
+
+    pid = end_service(data, wait_s)
+    Store.open(data).close(detach=True)
+    _say({"stopped": pid, "detached": True}, as_json, f"stopped the service {pid}" if pid else "not running")
+
+
+def parse_size(text: str | None) -> int | None:
+    """Return bytes for ``20G``, ``500M``, ``1T`` or a plain number (binary units).  Raises BadUsage."""
+    if text is None:
+        return None
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    try:
+        size_bytes = int(float(number.removesuffix(unit)) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        size_bytes = 0
+    if size_bytes <= 0:
+        raise BadUsage(detail=f"{text!r} is not a size; write for example 20G")
+    return size_bytes
+
+
+def _say(row: dict[str, Any], as_json: bool, text: str) -> None:
+    sys.stdout.write((json.dumps(row) if as_json else text) + "\n")

@@ -1,0 +1,168 @@
+"""``mirrorkeep sync``: mirror a folder to a store."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
+from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
+from mirrorkeep.sync.options import RunOptions, RunResult
+
+if TYPE_CHECKING:
+    from mirrorkeep.sync.plan import Plan
+    from mirrorkeep.sync.session import RunSession
+    from mirrorkeep.tree.client import StoreClient
+
+
+@click.command(
+    epilog="Example:  mirrorkeep sync /home https://store.example:8443/volumes/laptop --wait",
+    short_help="Mirror a folder to a store or a directory.",
+)
+@click.argument("source", type=click.Path(exists=True, file_okay=False))
+@click.argument("target")
+@click.option("--state", type=click.Path(file_okay=False), help="Folder for what is remembered between runs.")
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Connections at once."
+)
+@click.option(
+    "--hash", "digest", type=click.Choice(["sha256", "sha1", "blake3"]), default="sha256", show_default=True
+)
+@click.option("--no-snapshot", is_flag=True, help="Close the run without freezing a snapshot.")
+@click.option("--wait", is_flag=True, help="Wait for the verdict; exit 4 unless it is verified or repaired.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--allow-deletes", is_flag=True, help="Let this run delete more than the guard allows.")
+@click.option("--one-file-system", is_flag=True, help="Do not descend into other file systems.")
+@click.option(
+    "--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches (gitignore syntax)."
+)
+@click.option(
+    "--exclude-from",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Patterns from a file.",
+)
+@click.option("--exclude-caches", is_flag=True, help="Leave out folders marked with CACHEDIR.TAG.")
+@click.option(
+    "--commit-interval",
+    type=click.FloatRange(min=0.05),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often what was sent is made durable; a run that is cut off repeats at most so much.",
+)
+@click.option("--compress", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+@credentials
+@json_output
+def sync(
+    source: str, target: str, token_file: str | None, ca: str | None, as_json: bool, **given: Any
+) -> int:
+    """Make the contents of SOURCE the contents of TARGET, and freeze a snapshot.
+
+    TARGET is https://HOST:PORT/volumes/NAME[/PATH], or a directory that becomes a local copy (without
+    snapshots).  Only what changed is sent.  A run that is cut off is resumed by the next.
+    """
+    from mirrorkeep.sync.mirror import MirrorRun
+    from mirrorkeep.sync.persist import execute_run
+    from mirrorkeep.sync.rules import make_rules
+    from mirrorkeep.sync.state import State, default_state_folder
+
+    source = os.path.realpath(source)
+    options = RunOptions(
+        digest=given["digest"],
+        threads=given["threads"],
+        snapshot=not given["no_snapshot"],
+        dry_run=given["dry_run"],
+        allow_deletes=given["allow_deletes"],
+        one_file_system=given["one_file_system"],
+        keep=make_rules(source, given["exclude"], given["exclude_from"], caches=given["exclude_caches"]),
+        compress=given["compress"],
+        commit_interval_s=given["commit_interval"],
+    )
+    client = open_client(target, token_file, ca) if is_url(target) else None
+    session, target = _open_session(client, source, target)
+    reporter = ConsoleReporter(as_json=as_json)
+    folder = given["state"] or default_state_folder()
+    if options.dry_run:
+        from mirrorkeep.sync.plan import Plan
+
+        tell = partial(_tell, as_json=as_json)
+        return _show_plan(Plan(source, session, folder, target, options, reporter, tell), as_json)
+    with State(folder, source, target) as state:
+        run, result = execute_run(lambda: MirrorRun(source, session, state, options, reporter))
+        if given["wait"] and client is not None and result.snapshot:
+            from mirrorkeep.sync.verdicts import wait_for_verdict
+
+            result.verdict = wait_for_verdict(client, result.snapshot)
+        reporter.clear()
+        _show(result, as_json)
+        run.settle_signatures()
+    if given["wait"] and result.snapshot and result.verdict not in ("verified", "repaired"):
+        return 4
+    return 3 if result.failed else 0
+
+
+def _open_session(client: StoreClient | None, source: str, target: str) -> tuple[RunSession, str]:
+    """Return the session of a target, and the target's name as the state knows it."""
+    if client is not None:
+        from mirrorkeep.sync.session import Session
+
+        return Session(client), target.rstrip("/")
+    from mirrorkeep.sync.local import LocalSession
+
+    return LocalSession(target, source=source), os.path.realpath(target)
+
+
+def _show_plan(plan: Plan, as_json: bool) -> int:
+    result = plan.execute()
+    if as_json:
+        _show(result, as_json)
+    else:
+        click.echo(
+            f"{result.entries:,} entries: {result.new:,} new, {result.changed:,} changed,"
+            f" {result.removed:,} removed, {result.unchanged:,} unchanged; nothing was done"
+        )
+    return 3 if result.failed else 0
+
+
+def _tell(action: str, path: bytes, *, as_json: bool) -> None:
+    if as_json:
+        emit({"event": "would", "action": action, "path": path.decode("utf-8", "surrogateescape")})
+    else:
+        click.echo(f"{action:<8} {show_path(path) or '.'}")
+
+
+def _show(result: RunResult, as_json: bool) -> None:
+    if as_json:
+        emit(
+            {
+                "event": "done",
+                "run": result.run,
+                "status": result.status,
+                "entries": result.entries,
+                "new": result.new,
+                "changed": result.changed,
+                "removed": result.removed,
+                "moved": result.moved,
+                "unchanged": result.unchanged,
+                "failed": result.failed,
+                "bytes_read": result.bytes_read,
+                "bytes_sent": result.bytes_sent,
+                "seconds": round(result.seconds, 3),
+                "snapshot": result.snapshot,
+                "verdict": result.verdict,
+            }
+        )
+        return
+    moved = f", {result.moved:,} moved" if result.moved else ""
+    failed = f", {result.failed:,} FAILED" if result.failed else ""
+    click.echo(
+        f"{result.entries:,} entries: {result.new:,} new, {result.changed:,} changed{moved},"
+        f" {result.removed:,} removed, {result.unchanged:,} unchanged{failed};"
+        f" sent {show_bytes(result.bytes_sent)} in {result.seconds:.2f} s"
+    )
+    if result.snapshot:
+        click.echo(f"snapshot {result.snapshot}: {result.verdict}")

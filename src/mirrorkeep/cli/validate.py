@@ -1,0 +1,171 @@
+"""``mirrorkeep validate``: prove that a snapshot, or a stored copy on this machine, is what was read.
+
+On a store the work is done there; this command asks, waits and prints.  A stored copy in a directory is
+examined here, by the same code (VAL-16), and its verdict is not signed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
+from mirrorkeep.cli.report import ConsoleReporter, emit, show_path
+from mirrorkeep.errors import BadUsage, ValidationDifferences, error_for_code
+from mirrorkeep.sync.verdicts import read_verdict
+from mirrorkeep.tree.client import StoreClient
+
+FULL, INCREMENTAL, METADATA = "full", "incremental", "metadata"
+_WAIT_S = 10
+_WORKERS = 2
+
+
+@click.command(
+    epilog="Example:  mirrorkeep validate https://store.example:8443/volumes/laptop --wait",
+    short_help="Prove that a snapshot is right.",
+)
+@click.argument("target")
+@click.option("--snapshot", metavar="NAME", help="The snapshot to validate (otherwise what is there now).")
+@click.option("--full", "mode", flag_value=FULL, help="Read every byte (the default).")
+@click.option(
+    "--incremental", "mode", flag_value=INCREMENTAL, help="Read what changed, and a share of the rest."
+)
+@click.option("--metadata-only", "mode", flag_value=METADATA, help="Compare metadata, read no content.")
+@click.option("--wait", is_flag=True, help="Wait for the verdict, and print the findings.")
+@credentials
+@json_output
+def validate(
+    target: str,
+    snapshot: str | None,
+    mode: str | None,
+    wait: bool,
+    token_file: str | None,
+    ca: str | None,
+    as_json: bool,
+) -> int:
+    """Compare what is stored at TARGET with the manifest of what was read, entry by entry.
+
+    Prints the findings, a line each, then the verdict.  Exit status 4 when there are differences; the next
+    run repairs them.  TARGET is https://HOST:PORT/volumes/NAME[/PATH], or the directory of a stored copy.
+    """
+    if not is_url(target):
+        if snapshot is not None:
+            raise BadUsage(detail="a stored copy in a directory has no snapshots")
+        return _validate_directory(target, mode or FULL, as_json)
+    client = open_client(target, token_file, ca)
+    ticket = client.post_json(
+        f"volumes/{client.volume}/validations", {"snapshot": snapshot, "mode": mode or FULL}
+    )
+    if not wait:
+        _show_verdict({**ticket, "state": "pending", "verdict": "pending"}, as_json)
+        return 0
+    answer = _wait(client, ticket)
+    if answer["findings"]:
+        for row in _fetch_findings(client, ticket):
+            _show_finding(row, as_json)
+    _show_verdict(answer, as_json)
+    return _status(answer)
+
+
+def _wait(client: StoreClient, ticket: dict[str, Any]) -> dict[str, Any]:
+    """Return the verdict once there is one, showing the progress meanwhile."""
+    reporter = ConsoleReporter(as_json=False)
+    reporter.phase("validating")
+    wait_s = 1 if sys.stderr.isatty() else _WAIT_S
+    while True:
+        answer = read_verdict(client, ticket["snapshot"], ticket["validation"], wait_s=wait_s)
+        if answer["state"] == "done":
+            reporter.clear()
+            return answer
+        progress = answer.get("progress")
+        if progress:
+            reporter.advance(entries=progress["entries"], read_bytes=progress["bytes"], sent_bytes=0)
+
+
+def _fetch_findings(client: StoreClient, ticket: dict[str, Any]) -> Iterator[dict[str, str]]:
+    rest = b""
+    path = f"volumes/{client.volume}/findings/{quote(ticket['snapshot'])}"
+    for block in client.stream(path, validation=ticket["validation"]):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from map(json.loads, lines)
+
+
+# --- a stored copy on this machine ----------------------------------------------------------------
+
+
+def _validate_directory(target: str, mode: str, as_json: bool) -> int:
+    from mirrorkeep.store import examine
+    from mirrorkeep.store.change import Everything, Known
+    from mirrorkeep.store.findings import finding_row
+
+    if mode == INCREMENTAL:
+        raise BadUsage(detail="nothing is remembered of a stored copy in a directory; it is read whole")
+    if not os.path.isdir(target):
+        raise BadUsage(detail=f"{target}: there is no such directory")
+    manifest = examine.manifest_digest(target, target)
+    count = 0
+
+    def take(found: list[examine.Found], tally: examine.Tally, last: bytes) -> None:
+        nonlocal count
+        for one in found:
+            count += 1
+            _show_finding(finding_row(*one), as_json)
+
+    started = time.time()
+    choice = Known(()) if mode == METADATA else Everything()
+    setting = examine.Setting(processes=min(_WORKERS, os.cpu_count() or 1), polite=False)
+    tally = examine.Examination(target, choice, take, setting).run()
+    answer = {
+        "verdict": "failed" if count else "verified",
+        "snapshot": target,
+        "manifest": manifest,
+        "mode": mode,
+        "coverage": tally.coverage(complete=mode == FULL),
+        "findings": count,
+        "seconds": round(time.time() - started, 3),
+    }
+    _show_verdict(answer, as_json)
+    return _status(answer)
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+
+def _show_finding(row: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        emit(dict(row))
+    else:
+        path = show_path(row["path"].encode("utf-8", "surrogateescape"))
+        click.echo(f"{path or '.'}: {row['kind']}: {row['detail']}")
+
+
+def _show_verdict(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit(answer)
+        return
+    coverage = answer.get("coverage")
+    if coverage is None:
+        click.echo(f"snapshot {answer['snapshot']}: {answer['verdict']} (ask again with --wait)")
+        return
+    entries = f"{coverage['entries']:,} entries compared"
+    read = f"{coverage['content_bytes']:,} of {coverage['bytes']:,} bytes read"
+    differences = f"{answer['findings']:,} differences"
+    click.echo(f"snapshot {answer['snapshot']}: {answer['verdict']}; {entries}, {read}, {differences}")
+
+
+def _status(answer: dict[str, Any]) -> int:
+    """Return the exit status that a verdict means; the verdict itself stays the last line of output."""
+    problem = answer.get("error")
+    if problem:
+        click.echo(f"mirrorkeep: {problem['title']}", err=True)
+        return error_for_code(
+            problem["code"], {"title": problem["title"], **problem["fields"]}, 500
+        ).exit_status
+    return ValidationDifferences.exit_status if answer["findings"] else 0

@@ -1,0 +1,147 @@
+"""``mirrorkeep volume``: making, finding, listing and deleting volumes on the machine that stores.
+
+Works beside a running service, which sees the change at its next request.  Not here: anything over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from mirrorkeep.errors import BadUsage
+
+_data = click.option("--data", required=True, type=click.Path(file_okay=False), help="Folder of the store.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+_part = click.option("--part", default="", help="Path of a part inside the volume (default: all of it).")
+
+
+@click.group()
+def volume() -> None:
+    """Create and look at volumes (on the machine that stores).
+
+    Example: mirrorkeep volume create laptop --data /srv/mirror --json
+    """
+
+
+@volume.command()
+@click.argument("name")
+@_data
+@_json
+def create(name: str, data: str, as_json: bool) -> None:
+    """Make the volume NAME and a token for it, which is shown only now.
+
+    Example: mirrorkeep volume create laptop --data /srv/mirror --json
+    """
+    from mirrorkeep.store.pool import Store
+
+    store = Store.open(data)
+    store.create_volume(name)
+    token = store.registry.create_token(name)
+    url = f"https://{store.address()}/volumes/{quote(name)}"
+    row = {"url": url, "token": token, "ca": os.path.join(store.keys_folder, "ca.pem")}
+    store.close()
+    if as_json:
+        _print(row)
+    else:
+        click.echo(f"url    {url}\ntoken  {token}\nca     {row['ca']}")
+
+
+@volume.command()
+@click.argument("name")
+@_data
+@click.option("--snapshot", help="A snapshot's name, or latest.")
+@_part
+def path(name: str, data: str, snapshot: str | None, part: str) -> None:
+    """Print the native directory of the volume NAME: of its tip or of a snapshot.
+
+    Example: mirrorkeep volume path laptop --data /srv/mirror --snapshot latest
+    """
+    from mirrorkeep.store.pool import Store
+
+    store = Store.open(data)
+    found = store.volume(name)
+    place = os.fsencode(part.strip("/"))
+    owner = found.part_for(place)
+    if snapshot is None:
+        native = os.fsencode(found.tip)
+    else:
+        if owner is None:
+            parts = found.parts()
+            if len(parts) != 1:
+                raise BadUsage(detail=f"volume {name} has {len(parts)} parts; name one with --part")
+            owner, place = parts[0], parts[0].path
+        native = os.path.join(os.fsencode(found.snapshots), os.fsencode(owner.snapshot(snapshot).name))
+    native = os.path.join(native, place) if place else native
+    store.close()
+    sys.stdout.buffer.write(native + b"\n")
+
+
+@volume.command(name="list")
+@_data
+@_json
+def list_volumes(data: str, as_json: bool) -> None:
+    """List the volumes with their parts and newest snapshots.
+
+    Example: mirrorkeep volume list --data /srv/mirror
+    """
+    from mirrorkeep.store.pool import Store
+
+    store = Store.open(data)
+    for found in store.volumes():
+        parts = [_describe(part) for part in found.parts()]
+        if as_json:
+            _print({"name": found.name, "parts": parts})
+            continue
+        click.echo(found.name)
+        for row in parts:
+            newest = f"newest {row['latest']}" if row["latest"] else "no snapshot yet"
+            click.echo(f"  /{row['part']}  {row['snapshots']} snapshots, {newest}")
+    store.close()
+
+
+@volume.command()
+@click.argument("name")
+@_data
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_json
+def delete(name: str, data: str, yes: bool, as_json: bool) -> None:
+    """Delete the volume NAME with its whole history and its tokens, for ever.
+
+    Example: mirrorkeep volume delete laptop --data /srv/mirror --yes
+    """
+    from mirrorkeep.store.pool import Store
+
+    store = Store.open(data)
+    found = store.volume(name)
+    count = sum(len(part.snapshots()) for part in found.parts())
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadUsage(detail=f"deleting {name} with {count} snapshots cannot be undone; say --yes")
+        click.confirm(f"Delete {name} with {count} snapshots for ever?", abort=True, err=True)
+    store.delete_volume(name)
+    store.close()
+    if as_json:
+        _print({"deleted": name, "snapshots": count})
+    else:
+        click.echo(f"deleted {name} with {count} snapshots")
+
+
+def _describe(part: Any) -> dict[str, Any]:
+    snapshots = part.snapshots()
+    state = part.state()
+    return {
+        "part": part.path.decode("utf-8", "surrogateescape"),
+        "snapshots": len(snapshots),
+        "latest": snapshots[-1].name if snapshots else None,
+        "dirty": state.dirty,
+        "run": state.run["id"] if state.run else None,
+    }
+
+
+def _print(row: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(row) + "\n")
