@@ -1,0 +1,275 @@
+"""What every storage driver promises, see ``mirrorkeep.store.driver.Driver``; one suite, all drivers."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mirrorkeep.errors import AlreadyExists, NotFound, StorageFailure
+from mirrorkeep.store.driver import Driver, open_driver
+
+DRIVERS = [
+    pytest.param("dir", id="dir"),
+    pytest.param("dir-reflink", id="dir-reflink", marks=[pytest.mark.btrfs, pytest.mark.root]),
+    pytest.param("btrfs", id="btrfs", marks=[pytest.mark.btrfs, pytest.mark.root]),
+    pytest.param("btrfs-host", id="btrfs-host", marks=[pytest.mark.btrfs, pytest.mark.root]),
+]
+
+
+class Pool:
+    def __init__(self, data: Path, name: str) -> None:
+        (data / "run").mkdir(parents=True)
+        self.data = data
+        self.settings = {"driver": name}
+        self.settings |= open_driver(str(data), self.settings).create(256 << 20)
+        self.driver = self.reopen()
+        self.driver.attach()
+        self.root = data / "pool"
+
+    def reopen(self) -> Driver:
+        return open_driver(str(self.data), self.settings)
+
+    def tree(self, name: str = "tip") -> Path:
+        path = self.root / name
+        self.driver.create_tree(str(path))
+        return path
+
+    def freeze(self, tree: Path, name: str) -> Path:
+        target = self.root / name
+        self.driver.snapshot(str(tree), str(target))
+        return target
+
+
+@pytest.fixture(params=DRIVERS)
+def pool(
+    request: pytest.FixtureRequest, tmp_path: Path, scratch_mount: Callable[..., Path]
+) -> Iterator[Pool]:
+    name, _, where = request.param.partition("-")
+    place = scratch_mount("host") if where else tmp_path
+    made = Pool(place / "data", name)
+    yield made
+    made.driver.detach()
+
+
+def fill(tree: Path) -> None:
+    (tree / "folder" / ".mirrorkeep").mkdir(parents=True)
+    (tree / "folder" / "file").write_bytes(b"content" * 1000)
+    (tree / "folder" / ".mirrorkeep" / "file").write_bytes(b"sidecar")
+    os.link(tree / "folder" / "file", tree / "twin")
+    os.symlink("folder/nowhere", tree / "link")
+    os.mkfifo(tree / "fifo", 0o640)
+    with (tree / "sparse").open("wb") as stream:
+        stream.seek(1 << 20)
+        stream.write(b"end")
+    (tree / "folder" / "file").chmod(0o604)
+    os.utime(tree / "folder" / "file", ns=(1, 1_234_567_890_123_456_789))
+    os.utime(tree / "link", ns=(1, 987_654_321), follow_symlinks=False)
+    os.utime(tree / "folder", ns=(1, 111_222_333_444), follow_symlinks=False)
+
+
+def portrait(tree: Path) -> dict[str, tuple[object, ...]]:
+    """Everything that a stored tree reads of its entries, inode numbers only as groups of links."""
+    seen: dict[str, tuple[object, ...]] = {}
+    groups: dict[int, str] = {}
+    for folder, names, files in os.walk(tree):
+        for name in sorted([*names, *files]):
+            path = os.path.join(folder, name)
+            found = os.lstat(path)
+            relative = os.path.relpath(path, tree)
+            content: object = None
+            if os.path.islink(path):
+                content = os.readlink(path)
+            elif os.path.isfile(path):
+                content = Path(path).read_bytes()
+            group = groups.setdefault(found.st_ino, relative)
+            seen[relative] = (found.st_mode, found.st_mtime_ns, found.st_uid, content, group)
+    return seen
+
+
+def test_a_new_tree_is_empty_and_making_it_again_changes_nothing(pool: Pool) -> None:
+    tree = pool.tree()
+    assert list(tree.iterdir()) == []
+    assert tree.stat().st_mode & 0o777 == 0o755
+    (tree / "file").write_text("kept")
+    pool.driver.create_tree(str(tree))
+    assert (tree / "file").read_text() == "kept"
+
+
+def test_a_plain_folder_becomes_a_tree_with_what_it_holds(pool: Pool) -> None:
+    outer = pool.tree("outer")
+    folder = outer / "folder"
+    fill(folder)
+    before = portrait(folder)
+    pool.driver.create_tree(str(folder))
+    assert portrait(folder) == before
+    snapshot = pool.freeze(folder, "frozen")
+    assert portrait(snapshot) == before
+    assert [p.name for p in outer.iterdir()] == ["folder"]
+
+
+def test_a_snapshot_is_the_tree_with_hidden_folders_and_all_metadata(pool: Pool) -> None:
+    tree = pool.tree()
+    fill(tree)
+    before = portrait(tree)
+    snapshot = pool.freeze(tree, "frozen")
+    assert portrait(snapshot) == before
+    assert portrait(tree) == before
+    assert (snapshot / "sparse").stat().st_blocks < (1 << 20) // 512
+
+
+def test_a_snapshot_stays_when_the_tree_moves_on(pool: Pool) -> None:
+    tree = pool.tree()
+    fill(tree)
+    snapshot = pool.freeze(tree, "frozen")
+    before = portrait(snapshot)
+    # As the store writes where inodes are shared: beside, then renamed over.
+    (tree / "new").write_bytes(b"other")
+    os.rename(tree / "new", tree / "folder" / "file")
+    os.unlink(tree / "link")
+    (tree / "more").mkdir()
+    assert portrait(snapshot) == before
+
+
+def test_a_snapshot_never_replaces_anything(pool: Pool) -> None:
+    tree = pool.tree()
+    pool.freeze(tree, "frozen")
+    with pytest.raises(AlreadyExists):
+        pool.freeze(tree, "frozen")
+
+
+def test_a_snapshot_of_nothing_is_an_error_and_leaves_nothing(pool: Pool) -> None:
+    with pytest.raises(NotFound):
+        pool.freeze(pool.root / "nothing", "frozen")
+    assert list(pool.root.iterdir()) == []
+
+
+def test_immutable_snapshots_refuse_writes_in_the_kernel(pool: Pool) -> None:
+    if not pool.driver.capabilities.immutable_snapshots:
+        assert not pool.driver.capabilities.needs_root
+        return
+    tree = pool.tree()
+    fill(tree)
+    snapshot = pool.freeze(tree, "frozen")
+    with pytest.raises(OSError) as caught:
+        (snapshot / "folder" / "file").write_bytes(b"forged")
+    assert caught.value.errno == errno.EROFS
+
+
+def test_sharing_is_as_declared(pool: Pool) -> None:
+    tree = pool.tree()
+    (tree / "big").write_bytes(os.urandom(8 << 20))
+    pool.driver.make_durable(str(tree))
+    before = pool.driver.usage(str(tree)).used_bytes
+    snapshot = pool.freeze(tree, "frozen")
+    pool.driver.make_durable(str(tree))
+    if pool.settings["driver"] != "dir" or pool.driver.capabilities.shares_blocks:
+        assert pool.driver.usage(str(tree)).used_bytes - before < 2 << 20
+    same_inode = os.lstat(tree / "big").st_ino == os.lstat(snapshot / "big").st_ino
+    same_device = os.lstat(tree / "big").st_dev == os.lstat(snapshot / "big").st_dev
+    assert (same_inode and same_device) == pool.driver.capabilities.shares_inodes
+
+
+def test_deleting_takes_trees_snapshots_and_folders_of_both_and_may_be_repeated(pool: Pool) -> None:
+    folder = pool.root / "volume"
+    folder.mkdir()
+    pool.driver.create_tree(str(folder / "tip"))
+    pool.driver.create_tree(str(folder / "tip" / "inner"))
+    fill(folder / "tip" / "inner")
+    pool.driver.snapshot(str(folder / "tip" / "inner"), str(folder / "frozen"))
+    (folder / "tip" / "inner" / "folder").chmod(0)
+    for _ in range(2):
+        pool.driver.delete_tree(str(folder))
+        assert not folder.exists()
+
+
+def test_attach_and_detach_may_be_repeated_and_keep_everything(pool: Pool) -> None:
+    tree = pool.tree()
+    fill(tree)
+    before = portrait(tree)
+    pool.driver.attach()
+    for _ in range(2):
+        pool.driver.detach()
+    again = pool.reopen()
+    again.attach()
+    again.attach()
+    pool.driver = again
+    assert portrait(tree) == before
+    again.make_durable(str(tree))
+
+
+def test_what_a_killed_service_left_attached_is_taken_over(pool: Pool) -> None:
+    tree = pool.tree()
+    fill(tree)
+    other = pool.reopen()  # nobody detached
+    other.attach()
+    other.make_durable(str(tree))
+    assert (tree / "folder" / "file").exists()
+    with contextlib.suppress(StorageFailure):  # the first is still there: a mount stays
+        other.detach()
+    assert (tree / "folder" / "file").exists()
+
+
+def test_usage_adds_up(pool: Pool) -> None:
+    usage = pool.driver.usage(str(pool.root))
+    assert 0 < usage.free_bytes <= usage.total_bytes
+    assert usage.used_bytes + usage.free_bytes <= usage.total_bytes
+
+
+def test_the_account_of_changes_is_complete_or_not_given(pool: Pool) -> None:
+    tree = pool.tree()
+    fill(tree)
+    (tree / "old-folder" / "deep").mkdir(parents=True)
+    (tree / "old-folder" / "deep" / "file").write_text("moves along")
+    (tree / "gone").write_text("x")
+    (tree / "a").write_text("a")
+    (tree / "b").write_text("b")
+    old = pool.freeze(tree, "old")
+    before = portrait(old)
+    (tree / "folder" / "file").unlink()
+    (tree / "folder" / "file").write_text("replaced")
+    (tree / "sparse").chmod(0o600)
+    (tree / "new\nname\xff").write_text("new")
+    (tree / "gone").unlink()
+    os.rename(tree / "old-folder", tree / "new-folder")
+    os.rename(tree / "a", tree / "c")
+    os.rename(tree / "b", tree / "a")
+    os.rename(tree / "c", tree / "b")
+    new = pool.freeze(tree, "new")
+    after = portrait(new)
+    differing = {os.fsencode(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+
+    told = pool.driver.changed_between(str(old), str(new))
+    if not pool.driver.capabilities.reports_changes:
+        assert told is None
+        return
+    assert told is not None
+    account = set(told)
+    assert differing <= account
+    # What it names beyond that are folders whose times changed and the other names of changed inodes.
+    assert account - differing <= {b"", b"folder", b"twin", b"link"}
+    for _ in range(20):  # the sender's end must not race with ours
+        again = pool.driver.changed_between(str(old), str(new))
+        assert again is not None
+        assert set(again) == account
+
+
+def test_generations_tell_a_fresh_snapshot_from_a_tree_that_moved_on(pool: Pool) -> None:
+    tree = pool.tree()
+    fill(tree)
+    snapshot = pool.freeze(tree, "frozen")
+    frozen = pool.driver.generation(str(snapshot))
+    if frozen is None:
+        assert not pool.driver.capabilities.reports_changes
+        return
+    portrait(tree)  # reading changes nothing
+    pool.driver.make_durable(str(tree))
+    assert pool.driver.generation(str(tree)) == frozen
+    (tree / "twin").chmod(0o600)
+    pool.driver.make_durable(str(tree))
+    assert (pool.driver.generation(str(tree)) or 0) > frozen
+    assert pool.driver.generation(str(snapshot)) == frozen
