@@ -17,24 +17,23 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-from mirrorkeep.delta.segments import plan_segments
-from mirrorkeep.errors import DigestMismatch, MirrorkeepError, NotFound
+from mirrorkeep.errors import MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList
 from mirrorkeep.sync.compare import pair
-from mirrorkeep.sync.large import hash_content
 from mirrorkeep.sync.options import RunResult
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.progress import Reporter
+from mirrorkeep.sync.restore_large import Fetched, LargeFetch, note, settle_present
 from mirrorkeep.sync.workers import Completed, Handler, WorkerPool
 from mirrorkeep.tree.client import StoreClient
 from mirrorkeep.tree.native import NativeTree
-from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
+from mirrorkeep.tree.protocol import Failure, Frame, Master, Op
 from mirrorkeep.tree.remote import RemoteTree
 from mirrorkeep.tree.walk import Directory, Siblings, walk
 from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES, MAX_BUNDLE_FRAMES, SMALL_FILE_BYTES
@@ -57,16 +56,6 @@ class Place:
     """Order: carry out these frames in the destination."""
 
     frames: list[Frame]
-
-
-@dataclass(slots=True)
-class Fetched:
-    """A worker's answer."""
-
-    failures: list[tuple[bytes, str, str]] = field(default_factory=list)
-    same: int = 0
-    read_bytes: int = 0
-    written: int = 0
 
 
 class RestoreSource(Protocol):
@@ -107,21 +96,20 @@ class RestoreWorker:
     def __init__(self, master: Master, slave: NativeTree) -> None:
         self._master = master
         self._slave = slave
+        self._large = LargeFetch(master, slave)
 
     def __call__(self, order: Fetch | Place) -> Fetched:
         """Carry out one order."""
         done = Fetched()
         if isinstance(order, Place):
-            self._note(self._slave.apply(order.frames), order.frames, done)
+            note(self._slave.apply(order.frames), order.frames, done)
             return done
         small: list[tuple[bytes, bytes]] = []
         for (path, line), present in zip(order.wanted, order.present, strict=True):
             record = parse_record(line, check=False)
-            if present and self._settle_present(record, line, overwrite=order.overwrite, done=done):
-                continue
             if record.size > SMALL_FILE_BYTES:
-                self._fetch_large(path, record, line, done)
-            else:
+                self._large.bring(path, record, line, done, present=present, overwrite=order.overwrite)
+            elif not (present and settle_present(self._slave, record, line, done, overwrite=order.overwrite)):
                 small.append((path, line))
         if small:
             self._fetch_small(small, done)
@@ -151,61 +139,7 @@ class RestoreWorker:
             done.read_bytes += len(frame.data)
             frames.append(Frame(Op.PUT, line, frame.data))
         done.written += len(frames)
-        self._note(self._slave.apply(frames), frames, done)
-
-    def _settle_present(self, record: Record, line: bytes, *, overwrite: bool, done: Fetched) -> bool:
-        """Look at what the destination has: the same (stamp it), newer (keep it), or to be replaced."""
-        try:
-            fd = self._slave.open_content(record.path)
-        except MirrorkeepError:
-            return False
-        try:
-            status = os.fstat(fd)
-            if status.st_size == record.size:
-                name = (
-                    "blake3" if record.fields.get(keys.HASH_NAME) == b"blake3" else _digest_name(record.hash)
-                )
-                if hash_content(fd, record.size, name) == record.hash:
-                    done.same += 1
-                    frames = [Frame(Op.STAMP, line)]
-                    self._note(self._slave.apply(frames), frames, done)
-                    return True
-            if status.st_mtime_ns > record.mtime_ns and not overwrite:
-                detail = "the file there is newer and was kept (--overwrite-newer replaces it)"
-                done.failures.append((record.path, "newer_kept", detail))
-                return True
-        finally:
-            os.close(fd)
-        return False
-
-    def _fetch_large(self, path: bytes, record: Record, line: bytes, done: Fetched) -> None:
-        from blake3 import blake3
-
-        transaction = self._slave.begin(line, on_base=False)
-        try:
-            segments: list[Segment] = []
-            for start, end in _data_segments(record):
-                body = self._master.read_range(path, start, end)
-                if len(body) != end - start:
-                    raise DigestMismatch(
-                        path=path, expected=f"{end - start} bytes", actual=f"{len(body)} bytes"
-                    )
-                segment = Segment(start, end)
-                transaction.write(segment, body, delta=False, digest=blake3(body).digest())
-                segments.append(segment)
-                done.read_bytes += len(body)
-            transaction.finish(line, segments)
-            done.written += 1
-        except MirrorkeepError as error:
-            transaction.abandon()
-            if error.code in ABORTING:
-                raise
-            done.failures.append((record.path, error.code, str(error)))
-
-    def _note(self, failures: list[Failure], frames: list[Frame], done: Fetched) -> None:
-        for failure in failures:
-            path = failure.path or parse_record(frames[failure.index].line, check=False).path
-            done.failures.append((path, failure.code, failure.detail))
+        note(self._slave.apply(frames), frames, done)
 
 
 class Restore:
@@ -457,20 +391,3 @@ def _directory_frames(lines: SpilledList) -> Iterator[bytes]:
     for line in lines:
         yield bytes([Op.DIRECTORY]) + line
         yield bytes([Op.STAMP]) + line
-
-
-def _data_segments(record: Record) -> Iterator[tuple[int, int]]:
-    """Yield the segments of a file that hold data; holes are not fetched."""
-    sparse = record.fields.get(keys.SPARSE)
-    if sparse is None:
-        yield from plan_segments(record.size)
-        return
-    for piece in sparse.split(b";"):
-        if piece:
-            offset, _, length = piece.partition(b"+")
-            for start, end in plan_segments(int(length)):
-                yield int(offset) + start, int(offset) + end
-
-
-def _digest_name(digest: bytes) -> str:
-    return "sha1" if len(digest) == 40 else "sha256"
