@@ -1,7 +1,7 @@
 """Reading a stored tree: entries, frames for a restore, and the walk in manifest order.
 
-Not here: comparing with a manifest (``stored_check``), opening for WebDAV clients (``stored_plain``).
-Nothing here writes.
+Not here: the names in a directory (``stored_names``), comparing with a manifest (``stored_check``), opening
+for WebDAV clients (``stored_plain``).  Nothing here writes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from mirrorkeep.tree.layout import (
     ROOT_SIDECAR,
     Directories,
     Directory,
-    is_own_name,
-    is_replaced_name,
     split_path,
     storage_error,
     storage_errors,
+    stored_name,
 )
 from mirrorkeep.tree.placement import READ_FILE, Placement, is_node
 from mirrorkeep.tree.protocol import Failure, Frame, Op
 from mirrorkeep.tree.sidecar import Sidecar
+from mirrorkeep.tree.stored_names import list_names
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
 _KINDS = {
@@ -229,48 +229,24 @@ def native_fields(status: os.stat_result) -> dict[bytes, bytes]:
 def list_entries(placement: Placement, directories: Directories, path: bytes) -> Iterator[StoredEntry]:
     """Yield everything in one directory, strays and lost data included, in order of true names.
 
-    Holds the names of one directory in memory, and no descriptor between two entries.
+    Holds at most ``stored_names.MAX_NAMES_IN_MEMORY`` names of it in memory, and no descriptor of the tree
+    between two entries.
     """
     prefix = path + b"/" if path else b""
-    with storage_errors(path):
-        names = _names_in(placement, directories.get(path))
-    for name, native in names:
+    for name, _ in list_names(placement, directories, path):
         directories.trim()
         with storage_errors(prefix + name):
-            entry = look_at(placement, directories.get(path), native, prefix + name)
+            entry = look_at(placement, directories.get(path), stored_name(name), prefix + name)
         if entry is not None:
             yield entry
-
-
-def _names_in(placement: Placement, directory: Directory) -> list[tuple[bytes, bytes]]:
-    """Return (true name, stored name) of everything in a directory, sorted."""
-    names = set(map(os.fsencode, os.listdir(directory.fd)))
-    try:
-        names.update(map(os.fsencode, os.listdir(directory.open_hidden(make=False))))
-    except FileNotFoundError:
-        pass
-    named = (
-        (_true_name(placement, directory, native), native) for native in names if not is_own_name(native)
-    )
-    return sorted((name, native) for name, native in named if name is not None)
-
-
-def _true_name(placement: Placement, directory: Directory, native: bytes) -> bytes | None:
-    """Return the name an entry has outside; None when only a lost sidecar knew it: nothing exists then."""
-    if not is_replaced_name(native):
-        return native
-    try:
-        record = record_of(placement.read_sidecar(directory, native))
-    except MalformedSidecar:
-        record = None
-    return record.path.rpartition(b"/")[2] if record is not None else None
 
 
 def walk_tree(placement: Placement, top: bytes = b"") -> Iterator[StoredEntry]:
     """Yield every entry in manifest order: what is below a directory, then the directory.
 
-    Memory grows with the names of the directories on the way down, not with the tree; descriptors stay
-    within the cache.  An unreadable directory raises: nothing may be concluded about it.
+    Each entry is looked at once and each directory listed once.  Memory is bounded for each directory on the
+    way down, whatever it holds; descriptors stay within the cache.  An unreadable directory raises: nothing
+    may be concluded about it.
     """
     with placement.directories() as directories:
         with storage_errors(top):

@@ -184,9 +184,9 @@ def test_a_worker_that_dies_costs_only_the_entry_that_killed_it(
 
 
 def test_huge_directories_are_sorted_in_spilled_runs(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mirrorkeep.store import presence
+    from mirrorkeep.tree import stored_names
 
-    monkeypatch.setattr(presence, "MAX_NAMES_IN_MEMORY", 2)
+    monkeypatch.setattr(stored_names, "MAX_NAMES_IN_MEMORY", 2)
     (stored / "docs/new").write_bytes(b"planted")
     assert look(stored) == {b"docs/new": {"extra"}}
 
