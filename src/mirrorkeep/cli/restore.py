@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 @click.option(
     "--overwrite-newer", is_flag=True, help="Also replace files that are newer than the snapshot's."
 )
+@click.option(
+    "--seed",
+    type=click.Path(exists=True, file_okay=False),
+    help="A local tree laid out like DESTINATION: large files take from it what they can.",
+)
 @credentials
 @json_output
 def restore(
@@ -38,6 +43,7 @@ def restore(
     path: str,
     threads: int,
     overwrite_newer: bool,
+    seed: str | None,
     token_file: str | None,
     ca: str | None,
     as_json: bool,
@@ -45,7 +51,8 @@ def restore(
     """Make DESTINATION hold what a snapshot of TARGET holds, with all metadata.
 
     TARGET is https://HOST:PORT/volumes/NAME[/PATH] or the directory of a local copy, which has no snapshots.
-    What is there already and right is not fetched again; nothing is deleted.
+    What is there already and right is not fetched again, nor what a large file shares with an older one
+    in its place or under --seed; nothing is deleted.
     """
     from mirrorkeep.sync.restore import Restore, RestoreSource, SnapshotSource
 
@@ -65,6 +72,7 @@ def restore(
         path=os.fsencode(path),
         threads=threads,
         overwrite_newer=overwrite_newer,
+        seed=seed,
     )
     result = run.execute()
     reporter.clear()

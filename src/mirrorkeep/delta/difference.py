@@ -79,19 +79,29 @@ class Difference:
         Raises SourceChanged when the file became shorter, EngineMissing without librsync (only where
         something changed), MalformedSignature when librsync refuses the signature, OSError.
         """
-        if not 0 <= start <= end <= self._size_bytes:
-            raise ValueError(f"bytes {start} to {end} of {self._size_bytes}")
-        margin = self._signature.block_bytes
-        low, high = max(start - margin, 0), min(end + margin, self._size_bytes)
-        window = self._read(low, high)
-        data = memoryview(window)[start - low : end - low]
-        copies = Alignment(self._signature, self._shifts, window, (low, start, end)).copies()
+        copies, data = self._align(start, end)
         copied = sum(length for _, _, length in copies)
         if copied == end - start and all(place == base for place, base, _ in copies):
             return SegmentChange(UNCHANGED, start, end, build_delta([Copy(start, end - start)]), data)
         if copied * _WORTH < end - start:
             return SegmentChange(PLAIN, start, end, bytes(data), data)
         return SegmentChange(DELTA, start, end, _encode(copies, data, start), data)
+
+    def copies(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Return ``(offset in the file, offset in the base, bytes)`` of what a segment shares with the base.
+
+        In the order of the file, without overlaps in it; raises as :meth:`segment` does.
+        """
+        return self._align(start, end)[0]
+
+    def _align(self, start: int, end: int) -> tuple[list[tuple[int, int, int]], memoryview]:
+        if not 0 <= start <= end <= self._size_bytes:
+            raise ValueError(f"bytes {start} to {end} of {self._size_bytes}")
+        margin = self._signature.block_bytes
+        low, high = max(start - margin, 0), min(end + margin, self._size_bytes)
+        window = self._read(low, high)
+        copies = Alignment(self._signature, self._shifts, window, (low, start, end)).copies()
+        return copies, memoryview(window)[start - low : end - low]
 
     def _read(self, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end``; not into a buffer, whose clearing holds the interpreter lock."""

@@ -97,6 +97,15 @@ def sign_file(fd: int, size_bytes: int, *, block_bytes: int | None = None, worke
     return SignedFile(parts[0][0][: _HEAD.size] + sums, b"".join(outline for _, outline in parts), size_bytes)
 
 
+def sign_range(fd: int, start: int, end: int, block_bytes: int) -> bytes:
+    """Return the signature file of bytes ``start`` (on a block's border) to ``end`` of ``fd``.
+
+    Pieces that adjoin make the whole file's signature when all but the first lose their head.  Raises
+    SourceChanged when the file is shorter, EngineMissing, OSError.
+    """
+    return _sign_range(fd, start, end, block_bytes)[0]
+
+
 def _sign_range(fd: int, start: int, end: int, block_bytes: int) -> tuple[bytes, bytes]:
     """Return signature and outline of bytes ``start`` (on a group's border) to ``end``."""
     group = block_bytes * GROUP_BLOCKS

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-from mirrorkeep.delta.signature import make_signature
+from mirrorkeep.delta.signature import choose_block_bytes, make_signature, sign_range
 from mirrorkeep.errors import BadUsage, MalformedRequest, NotFound, TooLarge
 from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.server import auth, patching
@@ -210,10 +210,19 @@ def _segment_digest(header: str) -> bytes | None:
 
 
 def signature(call: Call) -> Response:
-    """Answer with a librsync signature of the file, made now."""
+    """Answer with a librsync signature of the file, made now; ``start`` and ``end``: of that range of it.
+
+    The range begins on a block's border and keeps the block length that the whole file has.
+    """
     place = call.reading()
     fd, entry = place.tree.open_read(place.path)
     call.on_close(os.close, fd)
-    body = make_signature(fd, entry.size)
+    if "start" in call.request.query:
+        start, end = call.request.query_int("start"), call.request.query_int("end")
+        if not start <= end <= entry.size:
+            raise BadUsage(detail="start= and end= lie inside the file")
+        body = sign_range(fd, start, end, choose_block_bytes(entry.size))
+    else:
+        body = make_signature(fd, entry.size)
     response = Response(200, [(b"content-type", b"application/octet-stream")], body)
     return response.header("etag", entry.etag)

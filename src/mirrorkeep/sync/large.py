@@ -81,7 +81,11 @@ class LargeTransfer:
                 digest = self._unchanged_digest(fd, path, status.st_size, known)
                 if digest == known and self._master.settled(status, fd):
                     return self._stamp_or_place(path, fields, digest, key, status.st_size)
-            signature = self._signature(path, known) if known and not key else None
+            signature = (
+                self._signature(path, known, parse_record(base_line, check=False).size)
+                if known and not key
+                else None
+            )
             base = base_fields(known, self._master.digest) if signature is not None else {}
             sending = _Sending(self._slave, path, fd, status.st_size, signature, base)
             try:
@@ -117,7 +121,7 @@ class LargeTransfer:
             raise NotFound(what=path)
         return (_PLACED if key else _STAMPED), line, size_bytes
 
-    def _signature(self, path: bytes, known: bytes) -> Signature | None:
+    def _signature(self, path: bytes, known: bytes, size_bytes: int) -> Signature | None:
         """Return the signature of what the mirror has: from the cache, else from the store."""
         cached = self._signatures.load(path, known)
         if cached is None and not self._waited:
@@ -127,7 +131,7 @@ class LargeTransfer:
         if cached is not None:
             return cached
         try:
-            return Signature.load(self._slave.signature(path))
+            return Signature.load(self._slave.signature(path, size_bytes))
         except (MirrorkeepError, MalformedSignature):
             return None
 

@@ -66,7 +66,7 @@ class LocalTree:
         """Open a transaction for the file of record ``line``."""
         return LocalTransaction(self, self._tree.begin(line, on_base=on_base))
 
-    def signature(self, path: bytes) -> bytes:
+    def signature(self, path: bytes, size_bytes: int | None = None) -> bytes:
         """Return a signature of the file as the copy has it now."""
         fd, entry = self._tree.open_read(path)
         try:

@@ -93,10 +93,10 @@ class SnapshotSource:
 class RestoreWorker:
     """Fetches and writes; one a worker thread."""
 
-    def __init__(self, master: Master, slave: NativeTree) -> None:
+    def __init__(self, master: Master, slave: NativeTree, seed: NativeTree | None = None) -> None:
         self._master = master
         self._slave = slave
-        self._large = LargeFetch(master, slave)
+        self._large = LargeFetch(master, slave, seed)
 
     def __call__(self, order: Fetch | Place) -> Fetched:
         """Carry out one order."""
@@ -154,6 +154,7 @@ class Restore:
         path: bytes = b"",
         threads: int = 4,
         overwrite_newer: bool = False,
+        seed: str | None = None,
     ) -> None:
         self._source = source
         self._destination = os.fsencode(destination)
@@ -161,6 +162,7 @@ class Restore:
         self._path = path.strip(b"/")
         self._threads = threads
         self._overwrite = overwrite_newer
+        self._seed = seed
         self.result = RunResult(snapshot=source.name)
         self._batch: list[tuple[bytes, bytes]] = []
         self._present: list[bool] = []
@@ -207,7 +209,8 @@ class Restore:
         return result
 
     def _start_worker(self) -> Handler:
-        return RestoreWorker(self._source.master(), NativeTree(self._destination))
+        seed = NativeTree(self._seed) if self._seed else None
+        return RestoreWorker(self._source.master(), NativeTree(self._destination), seed)
 
     # --- the expected side -----------------------------------------------------------------------
 

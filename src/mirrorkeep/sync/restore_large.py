@@ -2,30 +2,50 @@
 
 What the destination has is settled first: the same content is only stamped, a newer file is kept, and
 anything else is replaced by a verified file.  A large file is brought in a transaction of its own, so
-nothing is replaced before all of it is there and hashes to what the record says; a crash leaves an
-unfinished transaction beside the old file, which the next run clears away.
+nothing is replaced before all of it is there and hashes to what the record says.  What the destination
+or another local tree has of it serves as a seed, and only the rest travels (LOC-03).
 
-Not here: bundles of small files, links and directories (``restore.py``).
+Not here: bundles of small files, links and directories (``restore.py``); searching a seed (``seed.py``).
 
-Memory: a segment.
+A crash leaves the old file, and at worst an unfinished one beside it, which the next run clears away.
+Memory: a few segments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Final
 
 from blake3 import blake3
 
+from mirrorkeep.delta.patch import Copy, Literal, build_delta
 from mirrorkeep.delta.segments import plan_segments
-from mirrorkeep.errors import DigestMismatch, MirrorkeepError
+from mirrorkeep.delta.signature import Signature
+from mirrorkeep.errors import (
+    DigestMismatch,
+    EngineMissing,
+    LengthMismatch,
+    MalformedDelta,
+    MalformedSignature,
+    MirrorkeepError,
+    PatchTargetMissing,
+    SourceChanged,
+)
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
-from mirrorkeep.sync.large import hash_content
+from mirrorkeep.sync.large import hash_content, new_hasher
 from mirrorkeep.sync.orders import ABORTING
+from mirrorkeep.sync.seed import WORTH, DistantMaster, Seed, Stretch, find_pieces
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
+
+RANGES_IN_FLIGHT: Final = 3
+_ZEROS: Final = bytes(1 << 20)
 
 
 @dataclass(slots=True)
@@ -53,13 +73,12 @@ def settle_present(slave: NativeTree, record: Record, line: bytes, done: Fetched
         return False
     try:
         status = os.fstat(fd)
-        if status.st_size == record.size:
-            name = "blake3" if record.fields.get(keys.HASH_NAME) == b"blake3" else _digest_name(record.hash)
-            if hash_content(fd, record.size, name) == record.hash:
-                done.same += 1
-                frames = [Frame(Op.STAMP, line)]
-                note(slave.apply(frames), frames, done)
-                return True
+        same_size = status.st_size == record.size
+        if same_size and hash_content(fd, record.size, _digest_of(record)) == record.hash:
+            done.same += 1
+            frames = [Frame(Op.STAMP, line)]
+            note(slave.apply(frames), frames, done)
+            return True
         if status.st_mtime_ns > record.mtime_ns and not overwrite:
             detail = "the file there is newer and was kept (--overwrite-newer replaces it)"
             done.failures.append((record.path, "newer_kept", detail))
@@ -70,40 +89,209 @@ def settle_present(slave: NativeTree, record: Record, line: bytes, done: Fetched
 
 
 class LargeFetch:
-    """Brings large files over; one a worker thread."""
+    """Brings large files over; one a worker thread.
 
-    def __init__(self, master: Master, slave: NativeTree) -> None:
+    From a store, the next segments are under way while one is hashed and written, and a local file that
+    has part of the content already is used as a seed: ``seed`` is a tree laid out like the destination.
+    """
+
+    def __init__(self, master: Master, slave: NativeTree, seed: NativeTree | None = None) -> None:
         self._master = master
         self._slave = slave
+        self._seed = seed
+        self._fetching: ThreadPoolExecutor | None = None
+        if isinstance(master, DistantMaster):
+            self._fetching = ThreadPoolExecutor(RANGES_IN_FLIGHT, thread_name_prefix="fetch")
 
     def bring(
         self, path: bytes, record: Record, line: bytes, done: Fetched, *, present: bool, overwrite: bool
     ) -> None:
         """Make the destination hold the file at ``path`` of the source; notes what came of it."""
-        if not (present and settle_present(self._slave, record, line, done, overwrite=overwrite)):
-            self._fetch(path, record, line, done)
-
-    def _fetch(self, path: bytes, record: Record, line: bytes, done: Fetched) -> None:
-        transaction = self._slave.begin(line, on_base=False)
+        if present and settle_present(self._slave, record, line, done, overwrite=overwrite):
+            return
         try:
-            segments: list[Segment] = []
-            for start, end in _data_segments(record):
-                body = self._master.read_range(path, start, end)
-                if len(body) != end - start:
-                    raise DigestMismatch(
-                        path=path, expected=f"{end - start} bytes", actual=f"{len(body)} bytes"
-                    )
-                segment = Segment(start, end)
-                transaction.write(segment, body, delta=False, digest=blake3(body).digest())
-                segments.append(segment)
-                done.read_bytes += len(body)
-            transaction.finish(line, segments)
+            with contextlib.ExitStack() as stack:
+                seed = self._find_seed(path, record, done, stack)
+                if seed is None or not self._bring_with(seed, path, record, line, done):
+                    self._fetch(path, record, line, done, None)
             done.written += 1
         except MirrorkeepError as error:
-            transaction.abandon()
             if error.code in ABORTING:
                 raise
             done.failures.append((record.path, error.code, str(error)))
+
+    # --- seeds -----------------------------------------------------------------------------------
+
+    def _find_seed(
+        self, path: bytes, record: Record, done: Fetched, stack: contextlib.ExitStack
+    ) -> Seed | None:
+        """Return the local file that serves as seed, open until the stack ends; None when there is none."""
+        for tree in (self._slave, self._seed):
+            if tree is None:
+                continue
+            try:
+                fd = tree.open_content(record.path)
+            except MirrorkeepError:
+                continue
+            stack.callback(os.close, fd)
+            pieces = self._pieces(path, record, fd, done, known_to_differ=tree is self._slave)
+            if pieces:
+                return Seed(fd, pieces, in_destination=tree is self._slave)
+        return None
+
+    def _pieces(
+        self, path: bytes, record: Record, fd: int, done: Fetched, *, known_to_differ: bool
+    ) -> list[Stretch]:
+        size_bytes = os.fstat(fd).st_size
+        if size_bytes * WORTH < record.size:
+            return []
+        same_size = size_bytes == record.size and not known_to_differ
+        if same_size and hash_content(fd, size_bytes, _digest_of(record)) == record.hash:
+            return [Stretch(0, size_bytes, 0)]
+        if not isinstance(self._master, DistantMaster):
+            return []  # what is near is read as fast as it is searched
+        try:
+            data = self._master.signature(path, record.size)
+            done.read_bytes += len(data)
+            signature = Signature.load(data, base_bytes=record.size)
+            return find_pieces(signature, fd, size_bytes, record.size)
+        except (MalformedSignature, EngineMissing, SourceChanged):
+            return []
+        except MirrorkeepError as error:
+            if error.code in ABORTING:
+                raise
+            return []
+
+    def _bring_with(self, seed: Seed, path: bytes, record: Record, line: bytes, done: Fetched) -> bool:
+        """Rebuild the file from a seed; returns False when that did not make what the record says."""
+        try:
+            self._fetch(path, record, line, done, seed)
+        except (DigestMismatch, SourceChanged, MalformedDelta, PatchTargetMissing):
+            return False
+        return True
+
+    # --- fetching --------------------------------------------------------------------------------
+
+    def _fetch(self, path: bytes, record: Record, line: bytes, done: Fetched, seed: Seed | None) -> None:
+        """Make the file in a transaction; raises DigestMismatch when it is not what the record says."""
+        on_base = seed is not None and seed.in_destination
+        transaction = self._slave.begin(line, on_base=on_base)
+        try:
+            check = _WholeDigest(record)
+            segments: list[Segment] = []
+            for made in self._made(path, record, seed):
+                done.read_bytes += made.fetched_bytes
+                if not made.in_place:
+                    segments.append(made.segment)
+                    digest = blake3(made.data).digest()
+                    transaction.write(made.segment, made.body(), delta=made.is_delta, digest=digest)
+                if not on_base:
+                    check.add(made.segment.start, made.data)
+            if not on_base:  # a transaction on a base reads the whole file itself
+                check.finish()
+            transaction.finish(line, segments)
+        except BaseException:
+            transaction.abandon()
+            raise
+
+    def _made(self, path: bytes, record: Record, seed: Seed | None) -> Iterator[_Made]:
+        """Yield the segments in order, the next ones under way meanwhile."""
+        spans = _data_segments(record)
+        if self._fetching is None:
+            for span in spans:
+                yield self._make(path, span, seed)
+            return
+        waiting: deque[Future[_Made]] = deque()
+        try:
+            for span in spans:
+                waiting.append(self._fetching.submit(self._make, path, span, seed))
+                if len(waiting) == RANGES_IN_FLIGHT:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)  # a seed's descriptor is closed only when nobody reads it any more
+
+    def _make(self, path: bytes, span: tuple[int, int], seed: Seed | None) -> _Made:
+        stretches = seed.stretches(*span) if seed is not None else [Stretch(*span)]
+        parts: list[bytes] = []
+        for stretch in stretches:
+            parts.append(
+                self._read_range(path, stretch) if seed is None or stretch.is_missing else seed.read(stretch)
+            )
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return _Made(Segment(*span), data, stretches, seed is not None and seed.in_destination)
+
+    def _read_range(self, path: bytes, stretch: Stretch) -> bytes:
+        length = stretch.end - stretch.start
+        body = self._master.read_range(path, stretch.start, stretch.end)
+        if len(body) != length:
+            raise LengthMismatch(path=path, expected=length, actual=len(body))
+        return body
+
+
+@dataclass(slots=True)
+class _Made:
+    """One segment of the file in the making."""
+
+    segment: Segment
+    data: bytes
+    stretches: list[Stretch]
+    on_base: bool
+
+    @property
+    def fetched_bytes(self) -> int:
+        return sum(one.end - one.start for one in self.stretches if one.is_missing)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the clone of the base has the segment already."""
+        return self.on_base and all(one.is_in_place for one in self.stretches)
+
+    @property
+    def is_delta(self) -> bool:
+        return self.on_base and not all(one.is_missing for one in self.stretches)
+
+    def body(self) -> bytes:
+        """Return what is written: a delta over the base keeps what did not change shared with it."""
+        if not self.is_delta:
+            return self.data
+        view, start = memoryview(self.data), self.segment.start
+        return build_delta(
+            Literal(view[one.start - start : one.end - start])
+            if one.is_missing
+            else Copy(one.seed_start, one.end - one.start)
+            for one in self.stretches
+        )
+
+
+class _WholeDigest:
+    """The digest of the whole file, from segments in order; what lies between them is zeros."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._hasher = new_hasher(_digest_of(record))
+        self._position = 0
+
+    def add(self, start: int, data: bytes) -> None:
+        self._zeros(start)
+        self._hasher.update(data)
+        self._position = start + len(data)
+
+    def finish(self) -> None:
+        """Raise DigestMismatch unless it is the record's."""
+        self._zeros(self._record.size)
+        actual = str(self._hasher.hexdigest()).encode()
+        if self._record.hash and actual != self._record.hash:
+            raise DigestMismatch(path=self._record.path, expected=self._record.hash, actual=actual)
+
+    def _zeros(self, end: int) -> None:
+        while self._position < end:
+            length = min(end - self._position, len(_ZEROS))
+            self._hasher.update(_ZEROS[:length])
+            self._position += length
 
 
 def _data_segments(record: Record) -> Iterator[tuple[int, int]]:
@@ -119,5 +307,8 @@ def _data_segments(record: Record) -> Iterator[tuple[int, int]]:
                 yield int(offset) + start, int(offset) + end
 
 
-def _digest_name(digest: bytes) -> str:
-    return "sha1" if len(digest) == 40 else "sha256"
+def _digest_of(record: Record) -> str:
+    """Return the name of the digest that a record's ``hash`` is."""
+    if record.fields.get(keys.HASH_NAME) == b"blake3":
+        return "blake3"
+    return "sha1" if len(record.hash) == 40 else "sha256"

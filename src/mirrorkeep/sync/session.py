@@ -46,8 +46,8 @@ class WritableTree(Slave, Protocol):
 
     sent_bytes: int
 
-    def signature(self, path: bytes) -> bytes:
-        """Return a librsync signature of the file as the slave has it now."""
+    def signature(self, path: bytes, size_bytes: int | None = None) -> bytes:
+        """Return a librsync signature of the file as the slave has it now; the caller may know its size."""
 
 
 class RunSession(Protocol):

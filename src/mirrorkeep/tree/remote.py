@@ -141,9 +141,23 @@ class RemoteTree:
         answer = self.client.request("GET", url, None, {"Range": f"bytes={start}-{end - 1}"}, allow=(416,))
         return b"" if answer.status == 416 else answer.body
 
-    def signature(self, path: bytes) -> bytes:
-        """Return a librsync signature of the file as the store has it now."""
-        return self.client.request("GET", self.client.url(path, snapshot=self.snapshot, signature=1)).body
+    def signature(self, path: bytes, size_bytes: int | None = None) -> bytes:
+        """Return a librsync signature of the file as the store has it now.
+
+        Where its size is known, a large one is signed in pieces, so that no answer keeps one waiting for
+        the reading of a whole disk image.
+        """
+        if size_bytes is None or size_bytes <= wire.SIGNED_AT_ONCE_BYTES:
+            return self._signed(path)
+        pieces = [self._signed(path, start=0, end=wire.SIGNED_AT_ONCE_BYTES)]
+        for start in range(wire.SIGNED_AT_ONCE_BYTES, size_bytes, wire.SIGNED_AT_ONCE_BYTES):
+            end = min(start + wire.SIGNED_AT_ONCE_BYTES, size_bytes)
+            pieces.append(self._signed(path, start=start, end=end)[wire.SIGNATURE_HEAD_BYTES :])
+        return b"".join(pieces)
+
+    def _signed(self, path: bytes, **span: int) -> bytes:
+        url = self.client.url(path, snapshot=self.snapshot, signature=1, **span)
+        return self.client.request("GET", url).body
 
 
 class RemoteTransaction:

@@ -43,6 +43,11 @@ SMALL_FILE_BYTES: Final = 1024 * 1024
 SEGMENT_BYTES: Final = 152 * 65536
 """9.5 MiB: at most 10 MB (TX-04) in either reading, and a multiple of every block length."""
 
+SIGNED_AT_ONCE_BYTES: Final = 512 * 1024 * 1024
+"""A multiple of every block length; of a larger file the signature is asked for in pieces of so much."""
+SIGNATURE_HEAD_BYTES: Final = 12
+"""What every piece of a signature begins with, and a whole one once."""
+
 SEGMENT_DIGEST: Final = "blake3"
 """Algorithm of a segment's transport digest (five times as fast as SHA-256; the file keeps its own)."""
 

@@ -169,3 +169,15 @@ def test_ranges_are_parsed_to_the_byte() -> None:
     assert parse_content_range("bytes:0-1023/2097152") == (0, 1024, 2097152)
     with pytest.raises(MalformedRequest):
         parse_content_range("bytes:0-1023")
+
+
+def test_pieces_of_a_signature_make_the_whole(edge: Edge, base: str) -> None:
+    url = f"{base}/signed"
+    assert edge("PUT", url, os.urandom(3 * 65536 + 5)).status == 201
+    whole = edge("GET", f"{url}?signature=1").body
+    first = edge("GET", f"{url}?signature=1&start=0&end=131072").body
+    rest = edge("GET", f"{url}?signature=1&start=131072&end=196613").body
+    assert first[: wire.SIGNATURE_HEAD_BYTES] == rest[: wire.SIGNATURE_HEAD_BYTES]
+    assert first + rest[wire.SIGNATURE_HEAD_BYTES :] == whole
+    assert edge("GET", f"{url}?signature=1&start=0&end=196614").status == 400
+    assert edge("GET", f"{url}?signature=1&start=0").status == 400
