@@ -22,6 +22,7 @@ from mirrorkeep.manifest.record import format_record
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment, Slave
 from mirrorkeep.tree.stored import StoredTree
+from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
 SLAVES: dict[str, Callable[[str], Slave]] = {
     "stored": StoredTree,
@@ -274,3 +275,19 @@ def test_what_was_written_is_read_back(trial: Trial) -> None:
     assert isinstance(got[3], Frame)
     assert got[3].data == b"content"
     assert master.read_range(b"d/f", 3, 100) == b"tent"
+
+
+def test_contents_alone_come_in_the_order_asked_for(trial: Trial) -> None:
+    large = b"x" * (SMALL_FILE_BYTES + 1)
+    frames = [put(b"d/f", b"content"), put(b"e", b""), link(b"d/l", b"f"), put(b"large", large)]
+    assert trial.apply(*frames) == []
+    assert isinstance(trial.slave, StoredTree | NativeTree)
+    wanted = [b"d/f", b"missing/f", b"d", b"d/l", b"../x", b"large", b"e", b"d/f"]
+    got = list(trial.slave.contents(wanted))
+    assert [one if isinstance(one, bytes) else type(one) for one in got] == [
+        b"content",
+        *[Failure] * 5,
+        b"",
+        b"content",
+    ]
+    assert [one.index for one in got if isinstance(one, Failure)] == [1, 2, 3, 4, 5]

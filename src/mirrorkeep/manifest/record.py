@@ -261,6 +261,9 @@ def format_time_ns(ns: int) -> bytes:
 
 def parse_time_ns(text: bytes) -> int:
     """Return decimal seconds as nanoseconds; raises MalformedManifest when ``text`` is no such time."""
+    whole, _, fraction = text.partition(b".")
+    if whole.isdigit() and len(whole) <= 12 and fraction.isdigit() and len(fraction) <= 9:  # nearly always
+        return int(whole) * 1_000_000_000 + int(fraction.ljust(9, b"0"))
     match = _TIME.fullmatch(text)
     if match is None:
         raise MalformedManifest(offset=0, detail=f"{text[:40]!r} is not a time in seconds")

@@ -75,9 +75,17 @@ def bundle_read(call: Call) -> Response:
     paths = call.body(wire.MAX_BUNDLE_BYTES).split(b"\0")
     for path in paths:
         check_tree_path(path)
-    stream = _pack_pieces(place.tree.frames(paths))
+    if call.request.query.get("content") == b"1":
+        stream = _pack_pieces(_numbered(place.tree.contents(paths)))
+    else:
+        stream = _pack_pieces(place.tree.frames(paths))
     headers = [(b"content-type", b"application/octet-stream")]
     return Response(200, headers, stream=stream, compressible=True)
+
+
+def _numbered(contents: Iterator[Any]) -> Iterator[Any]:
+    for index, content in enumerate(contents):
+        yield Frame(Op.PUT, b"%d" % index, content) if isinstance(content, bytes) else content
 
 
 def _pack_pieces(frames: Iterator[Any]) -> Iterator[bytes]:

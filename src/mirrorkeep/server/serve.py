@@ -38,6 +38,7 @@ from mirrorkeep.errors import AlreadyExists, BadUsage, MirrorkeepError, NotFound
 from mirrorkeep.server.api import uploads_folder
 from mirrorkeep.server.app import App, create_app
 from mirrorkeep.store.pool import Store
+from mirrorkeep.tree.allocator import keep_freed_memory
 
 PR_SET_PDEATHSIG: Final = 1
 TAKE_OVER_S: Final = 10.0
@@ -124,6 +125,7 @@ def load_app(data: str, supervisor: int) -> App:
     _log_to_stderr()
     # Modes are given to every call that makes something; the mask must not take bits off them.
     os.umask(0)
+    keep_freed_memory()
     _hold_as_worker(data)
     return create_app(data)
 

@@ -104,18 +104,18 @@ class RestoreWorker:
         if isinstance(order, Place):
             note(self._slave.apply(order.frames), order.frames, done)
             return done
-        small: list[tuple[bytes, bytes]] = []
+        small: list[tuple[bytes, Record]] = []
         for (path, line), present in zip(order.wanted, order.present, strict=True):
             record = parse_record(line, check=False)
             if record.size > SMALL_FILE_BYTES:
                 self._large.bring(path, record, line, done, present=present, overwrite=order.overwrite)
             elif not (present and settle_present(self._slave, record, line, done, overwrite=order.overwrite)):
-                small.append((path, line))
+                small.append((path, record))
         if small:
             self._fetch_small(small, done)
         return done
 
-    def _fetch_small(self, wanted: list[tuple[bytes, bytes]], done: Fetched) -> None:
+    def _fetch_small(self, wanted: list[tuple[bytes, Record]], done: Fetched) -> None:
         """Fetch a bundle; one entry that the store refuses does not take the others with it."""
         try:
             self._fetch_bundle(wanted, done)
@@ -129,17 +129,18 @@ class RestoreWorker:
             self._fetch_small(wanted[:middle], done)
             self._fetch_small(wanted[middle:], done)
 
-    def _fetch_bundle(self, wanted: list[tuple[bytes, bytes]], done: Fetched) -> None:
-        frames: list[Frame] = []
-        received = self._master.frames([path for path, _ in wanted])
-        for (path, line), frame in zip(wanted, received, strict=True):
-            if isinstance(frame, Failure):
-                done.failures.append((path, frame.code, frame.detail))
-                continue
-            done.read_bytes += len(frame.data)
-            frames.append(Frame(Op.PUT, line, frame.data))
-        done.written += len(frames)
-        note(self._slave.apply(frames), frames, done)
+    def _fetch_bundle(self, wanted: list[tuple[bytes, Record]], done: Fetched) -> None:
+        received = self._master.contents([path for path, _ in wanted])
+        files: list[tuple[Record, bytes]] = []
+        for (path, record), content in zip(wanted, received, strict=True):
+            if isinstance(content, Failure):
+                done.failures.append((path, content.code, content.detail))
+            else:
+                done.read_bytes += len(content)
+                files.append((record, content))
+        done.written += len(files)
+        for failure in self._slave.put(files):
+            done.failures.append((failure.path, failure.code, failure.detail))
 
 
 class Restore:
@@ -214,19 +215,22 @@ class Restore:
 
     # --- the expected side -----------------------------------------------------------------------
 
-    def _expected(self, manifest: str) -> Iterator[tuple[bytes, tuple[bytes, bytes]]]:
-        """Yield (path in the destination, (path on the store, record for the destination))."""
+    def _expected(self, manifest: str) -> Iterator[tuple[bytes, tuple[bytes, bytes, Record]]]:
+        """Yield (path in the destination, (path on the store, line and record for the destination)).
+
+        The reader has the lines covered by the hashes of the file: their CRCs say nothing more.
+        """
         with open(manifest, "rb") as stream:
             for _, line in ManifestReader(stream).lines():
-                record = parse_record(line)
+                record = parse_record(line, check=False)
                 if not self._path:
-                    yield record.path, (record.path, line)
+                    yield record.path, (record.path, line, record)
                 elif (inner := self._inside(record)) is not None:
                     fields = dict(record.fields)
                     leader = fields.pop(keys.HARD_LINK, None)
                     if leader is not None and leader.startswith(self._path + b"/"):
                         fields[keys.HARD_LINK] = leader[len(self._path) + 1 :]
-                    yield inner, (record.path, format_record(inner, fields))
+                    yield inner, (record.path, format_record(inner, fields), Record(inner, fields))
 
     def _inside(self, record: Record) -> bytes | None:
         if record.path == self._path:
@@ -247,10 +251,13 @@ class Restore:
     # --- entries ---------------------------------------------------------------------------------
 
     def _entry(
-        self, expected: tuple[bytes, bytes], present: bool, links: SpilledList, directories: SpilledList
+        self,
+        expected: tuple[bytes, bytes, Record],
+        present: bool,
+        links: SpilledList,
+        directories: SpilledList,
     ) -> None:
-        source, line = expected
-        record = parse_record(line, check=False)
+        source, line, record = expected
         self.result.entries += 1
         kind = record.kind
         if kind == keys.DIRECTORY:

@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mirrorkeep.tree.allocator import keep_freed_memory
+
 Handler = Callable[[Any], Any]
 
 _LENGTH = struct.Struct(">I")
@@ -224,11 +226,18 @@ def _work(link: socket.socket, start: Callable[[], Handler], threads: int) -> No
         finally:
             os._exit(1)  # it could not start, or nobody listens any more
 
-    pool = [threading.Thread(target=serve, name=f"transfer-{n}", daemon=True) for n in range(threads)]
-    for thread in pool:
-        thread.start()
-    for item in _tasks(link):
-        tasks.put(item)
+    def read() -> None:
+        for item in _tasks(link):
+            tasks.put(item)
+        os._exit(0)  # the coordinator is done, or gone
+
+    keep_freed_memory()
+    # The first handler has the main thread: the allocator gives memory of other threads back, and takes it
+    # anew, with every batch.
+    for number in range(1, threads):
+        threading.Thread(target=serve, name=f"transfer-{number}", daemon=True).start()
+    threading.Thread(target=read, name="orders", daemon=True).start()
+    serve()
 
 
 def _outcome(handler: Handler, sequence: int, task: Any) -> tuple[int, Any, BaseException | None]:

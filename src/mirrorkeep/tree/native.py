@@ -19,7 +19,7 @@ from typing import Final
 
 from mirrorkeep.errors import MirrorkeepError, NotFound, SourceChanged, SourceUnreadable, TooLarge
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.record import format_record
+from mirrorkeep.manifest.record import Record, format_record
 from mirrorkeep.tree.metadata.posix import OPEN_ENTRY, capture_facts
 from mirrorkeep.tree.metadata.statx import Facts, StatReader
 from mirrorkeep.tree.native_case import CaseGuard
@@ -76,6 +76,18 @@ class NativeTree:
                     yield Failure(index, path, error.code, str(error))
         finally:
             parents.close()
+
+    def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+        """Yield the content of each small file; see ``protocol.Master``."""
+        for index, path in enumerate(paths):
+            try:
+                data = self.read_range(path, 0, SMALL_FILE_BYTES + 1)
+                if len(data) > SMALL_FILE_BYTES:
+                    raise TooLarge(detail=f"{path!r} is more than a frame may hold")
+            except MirrorkeepError as error:
+                yield Failure(index, path, error.code, str(error))
+            else:
+                yield data
 
     def read_range(self, path: bytes, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive) of the file at ``path``; fewer only at its end.
@@ -189,6 +201,13 @@ class NativeTree:
         """Carry out frames in order; a failed frame stops nothing and leaves the old entry."""
         with NativeWriter(self.root, set_owner=self.set_owner, case=self._case) as writer:
             failures = writer.apply(frames)
+            self.shortfalls.update(writer.shortfalls)
+            return failures
+
+    def put(self, files: Iterable[tuple[Record, bytes]]) -> list[Failure]:
+        """Make regular files with these contents, as :meth:`apply` does with frames that are PUT."""
+        with NativeWriter(self.root, set_owner=self.set_owner, case=self._case) as writer:
+            failures = writer.put(files)
             self.shortfalls.update(writer.shortfalls)
             return failures
 

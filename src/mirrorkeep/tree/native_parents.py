@@ -17,6 +17,8 @@ from collections import OrderedDict
 from typing import Final
 
 from mirrorkeep.errors import PathRefused
+from mirrorkeep.tree.metadata.acl import DEFAULT_XATTR
+from mirrorkeep.tree.metadata.flags import read_flags
 
 MOST_DESCRIPTORS: Final = 64
 OPEN_PARENT: Final = (
@@ -31,11 +33,12 @@ _REFUSED: Final = {b"", b".", b".."}
 class Parents:
     """Descriptors of directories under ``root``; belongs to one thread, close it after the call."""
 
-    __slots__ = ("_open", "_root")
+    __slots__ = ("_handing_down", "_open", "_root")
 
     def __init__(self, root: bytes) -> None:
         self._root = root
         self._open: OrderedDict[bytes, int] = OrderedDict()
+        self._handing_down: dict[bytes, bool] = {}
 
     def locate(self, path: bytes, *, create: bool = False) -> tuple[int, bytes]:
         """Return the descriptor of the parent of ``path`` and the entry's name in it (``.``: the root).
@@ -63,16 +66,31 @@ class Parents:
         """Return whether the parent of ``path`` was opened before and may therefore be out of date."""
         return path.rpartition(b"/")[0] in self._open
 
+    def hands_down(self, path: bytes) -> bool:
+        """Return whether the parent of ``path`` (located before) may give new files something of its own.
+
+        An access list for new entries, a flag: what a new file has from the start and its record may not.
+        """
+        parent = path.rpartition(b"/")[0]
+        known = self._handing_down.get(parent)
+        if known is None:
+            known = self._handing_down[parent] = _hands_down(self._open[parent])
+        return known
+
     def forget(self, directory: bytes) -> None:
         """Close ``directory`` and everything below it; the next use opens it afresh."""
         below = directory + b"/" if directory else b""
         for path in [p for p in self._open if p == directory or p.startswith(below)]:
-            os.close(self._open.pop(path))
+            self._drop(path, self._open.pop(path))
 
     def close(self) -> None:
         """Close all descriptors."""
         while self._open:
-            os.close(self._open.popitem()[1])
+            self._drop(*self._open.popitem())
+
+    def _drop(self, path: bytes, fd: int) -> None:
+        self._handing_down.pop(path, None)
+        os.close(fd)
 
     def _descend(self, directory: bytes, create: bool) -> int:
         if not directory:
@@ -100,9 +118,22 @@ class Parents:
 
     def _keep(self, directory: bytes, fd: int) -> int:
         while len(self._open) >= MOST_DESCRIPTORS:
-            os.close(self._open.popitem(last=False)[1])
+            self._drop(*self._open.popitem(last=False))
         self._open[directory] = fd
         return fd
+
+
+def _hands_down(dir_fd: int) -> bool:
+    try:
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    except (OSError, AttributeError):
+        return True
+    try:
+        return bool(read_flags(fd)) or DEFAULT_XATTR in os.listxattr(fd)
+    except (OSError, AttributeError):
+        return True
+    finally:
+        os.close(fd)
 
 
 def _is_link(dir_fd: int, name: bytes) -> bool:

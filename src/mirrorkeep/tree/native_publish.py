@@ -38,22 +38,24 @@ def temporary_name() -> bytes:
 
 
 class NewFile:
-    """A regular file in the making in one directory: open, empty, mode 0600, not yet visible.
+    """A regular file in the making in one directory: open, empty, not yet visible.
 
-    Close it in every case; a file that was not published is then gone.
+    ``mode`` is what it may be read by already, as far as the process's mask lets it: a file that needs a
+    name from the beginning has 0600 until it is stamped.  Close it in every case; a file that was not
+    published is then gone.
     """
 
     __slots__ = ("_dir_fd", "_temporary", "fd")
 
-    def __init__(self, dir_fd: int) -> None:
+    def __init__(self, dir_fd: int, mode: int = 0o600) -> None:
         self._dir_fd = dir_fd
         self._temporary: bytes | None = None
-        self.fd = self._create()
+        self.fd = self._create(mode)
 
-    def _create(self) -> int:
+    def _create(self, mode: int) -> int:
         if _UNNAMED:
             try:
-                return os.open(b".", os.O_RDWR | os.O_CLOEXEC | _UNNAMED, 0o600, dir_fd=self._dir_fd)
+                return os.open(b".", os.O_RDWR | os.O_CLOEXEC | _UNNAMED, mode, dir_fd=self._dir_fd)
             except OSError as error:
                 if error.errno not in _NO_UNNAMED and error.errno != errno.EPERM:
                     raise

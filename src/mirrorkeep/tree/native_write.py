@@ -34,7 +34,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.tree.digest import check_content
 from mirrorkeep.tree.metadata.flags import BEFORE_CONTENT, write_flags
-from mirrorkeep.tree.metadata.posix import FORMAT_OF_KIND, stamp, stamp_flags
+from mirrorkeep.tree.metadata.posix import FORMAT_OF_KIND, is_plain, stamp, stamp_flags, stamp_new
 from mirrorkeep.tree.native_case import CaseGuard
 from mirrorkeep.tree.native_content import write_content
 from mirrorkeep.tree.native_move import Mover
@@ -107,29 +107,44 @@ class NativeWriter:
         """Carry out frames in order; return those that were not done."""
         failures = []
         for index, frame in enumerate(frames):
-            path = b""
             try:
                 record = parse_record(frame.line)
-                path = record.path
-                self._apply_one(record, frame)
             except MirrorkeepError as error:
-                failures.append(Failure(index, path, error.code, str(error)))
-            except OSError as error:
-                failures.append(failure_of(index, path, error))
-            except ValueError as error:  # a field that is no number, range or access list
-                failures.append(Failure(index, path, "malformed_manifest", str(error)))
+                failures.append(Failure(index, b"", error.code, str(error)))
+                continue
+            if failure := self._failure(index, self._actions[frame.op], record, frame.data):
+                failures.append(failure)
         return failures
 
-    def _apply_one(self, record: Record, frame: Frame) -> None:
-        opened_before = self._parents.knows(record.path)
+    def put(self, files: Iterable[tuple[Record, bytes]]) -> list[Failure]:
+        """Make regular files with these contents; as :meth:`apply` for records that were parsed before."""
+        failures = []
+        for index, (record, data) in enumerate(files):
+            if failure := self._failure(index, self._put, record, data):
+                failures.append(failure)
+        return failures
+
+    def _failure(
+        self, index: int, action: Callable[[Record, bytes], None], record: Record, data: bytes
+    ) -> Failure | None:
+        """Carry out one operation; return what went wrong."""
         try:
-            self._actions[frame.op](record, frame.data)
-        except FileNotFoundError:
-            if not opened_before:
-                raise
-            # The directory may have been replaced since it was opened: look again, once.
-            self._parents.forget(record.path.rpartition(b"/")[0])
-            self._actions[frame.op](record, frame.data)
+            opened_before = self._parents.knows(record.path)
+            try:
+                action(record, data)
+            except FileNotFoundError:
+                if not opened_before:
+                    raise
+                # The directory may have been replaced since it was opened: look again, once.
+                self._parents.forget(record.path.rpartition(b"/")[0])
+                action(record, data)
+        except MirrorkeepError as error:
+            return Failure(index, record.path, error.code, str(error))
+        except OSError as error:
+            return failure_of(index, record.path, error)
+        except ValueError as error:  # a field that is no number, range or access list
+            return Failure(index, record.path, "malformed_manifest", str(error))
+        return None
 
     # --- one method for each operation ------------------------------------------------------
 
@@ -138,12 +153,16 @@ class NativeWriter:
         check_content(record.path, fields, data)
         dir_fd, name = self._place(record.path)
         flagged = keys.FLAGS in fields
-        new = NewFile(dir_fd)
+        plain = is_plain(fields, owner=self._owner) and not self._parents.hands_down(record.path)
+        new = NewFile(dir_fd, record.mode & 0o777 if plain else 0o600)
         try:
             if flagged:
                 write_flags(new.fd, int(fields[keys.FLAGS], 16) & BEFORE_CONTENT)
             write_content(new.fd, data, fields.get(keys.SPARSE))
-            self._note(stamp(dir_fd, name, fields, owner=self._owner, fd=new.fd, protect=False))
+            if plain:
+                self._note(stamp_new(new.fd, fields, owner=self._owner))
+            else:
+                self._note(stamp(dir_fd, name, fields, owner=self._owner, fd=new.fd, protect=False))
             new.publish(name)
             if flagged:
                 stamp_flags(new.fd, fields)

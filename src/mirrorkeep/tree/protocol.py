@@ -116,5 +116,13 @@ class Master(Protocol):
         complete: metadata and, for files, the digest of exactly the bytes in the frame.
         """
 
+    def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+        """Yield, in the order asked for, the content of each regular file, or why it cannot be read.
+
+        For a reader that has the records already: nothing but the bytes travels, at most
+        ``wire.SMALL_FILE_BYTES`` of each file, and whether they are the right ones is for the reader to
+        check.
+        """
+
     def read_range(self, path: bytes, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive) of the file at ``path``; fewer only at its end."""

@@ -25,6 +25,7 @@ from mirrorkeep.tree.protocol import Failure, Frame, Op, Segment
 __all__ = ["RemoteTransaction", "RemoteTree", "RunMark", "StoreClient"]
 
 MAX_READ_PATHS_BYTES: Final = 1 << 20
+_NOT_THERE: Final = "the store has no such entry"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +124,43 @@ class RemoteTree:
         blocks = self.client.stream_url(
             self.client.url(snapshot=self.snapshot), method=wire.BUNDLE_READ, body=b"\0".join(paths)
         )
-        for frame in _read_frames(blocks, self.client.target.origin):
-            path = _path_of(frame.line)
+        for code, line, data in _read_frames(blocks, self.client.target.origin):
+            path = _path_of(line)
             for index, asked in wanted:
                 if asked == path:
-                    yield frame
+                    yield Frame(Op(code), line, data)
                     break
-                yield Failure(index, asked, "not_found", "the store has no such entry")
+                yield Failure(index, asked, "not_found", _NOT_THERE)
         for index, asked in wanted:
-            yield Failure(index, asked, "not_found", "the store has no such entry")
+            yield Failure(index, asked, "not_found", _NOT_THERE)
+
+    def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+        """Yield the content of each small file (one BUNDLE-READ); see ``protocol.Master``."""
+        done, tries_left = 0, STREAM_TRIES
+        while True:
+            try:
+                for content in self._contents_once(paths[done:], done):
+                    done += 1
+                    tries_left = STREAM_TRIES
+                    yield content
+            except StoreUnreachable as error:
+                tries_left -= 1
+                if not tries_left or "begun" not in error.fields:
+                    raise
+            else:
+                return
+
+    def _contents_once(self, paths: Sequence[bytes], first: int) -> Iterator[bytes | Failure]:
+        url = self.client.url(snapshot=self.snapshot, content=1)
+        blocks = self.client.stream_url(url, method=wire.BUNDLE_READ, body=b"\0".join(paths))
+        position = 0
+        for _, line, data in _read_frames(blocks, self.client.target.origin):
+            for missing in range(position, found := int(line)):
+                yield Failure(first + missing, paths[missing], "not_found", _NOT_THERE)
+            yield data
+            position = found + 1
+        for missing in range(position, len(paths)):
+            yield Failure(first + missing, paths[missing], "not_found", _NOT_THERE)
 
     def read_range(self, path: bytes, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive) of the file at ``path``."""
@@ -201,25 +230,29 @@ def _path_of(line: bytes) -> bytes:
     return unescape(line[1 : line.index(b",")])
 
 
-def _read_frames(blocks: Iterator[bytes], origin: str) -> Iterator[Frame]:
-    """Cut a stream of blocks into frames; the end mark must come, or the stream was cut off."""
-    buffer = bytearray()
-
-    def need(size_bytes: int) -> None:
-        while len(buffer) < size_bytes:
-            block = next(blocks, b"")
-            if not block:
-                raise StoreUnreachable(url=origin, detail="the answer was cut off", begun=True)
-            buffer.extend(block)
-
+def _read_frames(blocks: Iterator[bytes], origin: str) -> Iterator[tuple[int, bytes, bytes]]:
+    """Cut a stream of blocks into (operation, line, data); the end mark must come, or it was cut off."""
+    block, position = b"", 0
     while True:
-        need(wire.HEAD_BYTES)
-        code, line_bytes, data_bytes = wire.unpack_head(buffer)
+        while len(block) - position < wire.HEAD_BYTES:
+            block, position = block[position:] + _next_block(blocks, origin), 0
+        code, line_bytes, data_bytes = wire.unpack_head(block, position)
         if code == 0:
             return
-        size = wire.HEAD_BYTES + line_bytes + data_bytes
-        need(size)
-        line = bytes(buffer[wire.HEAD_BYTES : wire.HEAD_BYTES + line_bytes])
-        data = bytes(memoryview(buffer)[wire.HEAD_BYTES + line_bytes : size])
-        del buffer[:size]
-        yield Frame(Op(code), line, data)
+        data_start = position + wire.HEAD_BYTES + line_bytes
+        end = data_start + data_bytes
+        if end > len(block):
+            parts, have_bytes = [block[position:]], len(block) - position
+            while have_bytes < end - position:
+                parts.append(_next_block(blocks, origin))
+                have_bytes += len(parts[-1])
+            block, data_start, end, position = b"".join(parts), data_start - position, end - position, 0
+        yield code, block[position + wire.HEAD_BYTES : data_start], block[data_start:end]
+        position = end
+
+
+def _next_block(blocks: Iterator[bytes], origin: str) -> bytes:
+    block = next(blocks, b"")
+    if not block:
+        raise StoreUnreachable(url=origin, detail="the answer was cut off", begun=True)
+    return block

@@ -21,7 +21,14 @@ from mirrorkeep.tree.sidecar import Sidecar
 from mirrorkeep.tree.stored_apply import Application
 from mirrorkeep.tree.stored_check import Finding, check_entry
 from mirrorkeep.tree.stored_plain import StagedFile
-from mirrorkeep.tree.stored_read import StoredEntry, actual_records, read_frames, read_range, walk_tree
+from mirrorkeep.tree.stored_read import (
+    StoredEntry,
+    actual_records,
+    read_contents,
+    read_frames,
+    read_range,
+    walk_tree,
+)
 from mirrorkeep.tree.transaction import StoredTransaction, begin_transaction
 
 __all__ = ["Finding", "StagedFile", "StoredEntry", "StoredTransaction", "StoredTree"]
@@ -83,6 +90,10 @@ class StoredTree:
         publishes.
         """
         return read_frames(self.placement, paths)
+
+    def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+        """Yield the content of each small file; see ``protocol.Master``."""
+        return read_contents(self.placement, paths)
 
     def read_range(self, path: bytes, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` of a file; raises NotFound, StorageFailure."""

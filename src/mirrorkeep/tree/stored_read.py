@@ -176,6 +176,38 @@ def _unrecorded(directory: Directory, name: bytes, path: bytes) -> Frame:
     return Frame(Op.STAMP, format_record(path, native_fields(status)))
 
 
+def read_contents(placement: Placement, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+    """Yield the content of each file; see ``protocol.Master.contents``."""
+    with placement.directories() as directories:
+        for index, path in enumerate(paths):
+            try:
+                yield _content_of(directories, path)
+            except MirrorkeepError as problem:
+                yield Failure(index, path, problem.code, str(problem))
+            except OSError as error:
+                fault = storage_error(error, path)
+                yield Failure(index, path, fault.code, str(fault))
+            directories.trim()
+
+
+def _content_of(directories: Directories, path: bytes) -> bytes:
+    parent, name = split_path(path)
+    fd = os.open(name, READ_FILE, dir_fd=directories.get(parent).fd)
+    try:
+        status = os.fstat(fd)
+        if not stat_module.S_ISREG(status.st_mode):
+            raise NotFound(what=path)
+        size = status.st_size
+        if size > SMALL_FILE_BYTES:
+            raise TooLarge(detail=f"{path!r}: {size} bytes do not travel in a bundle")
+        data = os.read(fd, size)
+        while len(data) < size and (more := os.read(fd, size - len(data))):
+            data += more
+    finally:
+        os.close(fd)
+    return data
+
+
 def _read_small(directory: Directory, name: bytes, path: bytes, record: Record) -> bytes:
     """Return the content, whose size must be the record's; the receiver checks the digest."""
     size = record.size

@@ -3,7 +3,9 @@
 A bundle is a sequence of frames, each a fixed head (``>BIQ``: operation, length of the record line,
 length of the data), the record line without newline, and the data; after the last frame comes a head
 of zeros, so that a truncated bundle is never taken for a whole one.  Bundles travel in the body of
-``BUNDLE-APPLY`` (client to server) and in the answer to ``BUNDLE-READ``.
+``BUNDLE-APPLY`` (client to server) and in the answer to ``BUNDLE-READ``.  ``BUNDLE-READ ?content=1`` is for
+a reader that has the records: the line of each frame is then the place of its path among those asked for,
+in decimal, and the operation always PUT.
 
 Source: requirements TX-01..26, design section 5.  Frozen by ``tests/golden/bundle``.
 """
@@ -61,9 +63,9 @@ def pack_head(op: Op, line: bytes, data_bytes: int) -> bytes:
     return _HEAD.pack(op, len(line), data_bytes)
 
 
-def unpack_head(data: bytes | bytearray) -> tuple[int, int, int]:
-    """Return operation (0: end mark), record length and data length of the head at the start of ``data``."""
-    code, line_bytes, data_bytes = _HEAD.unpack_from(data)
+def unpack_head(data: bytes, position: int = 0) -> tuple[int, int, int]:
+    """Return operation (0: end mark), record length and data length of the head at ``position``."""
+    code, line_bytes, data_bytes = _HEAD.unpack_from(data, position)
     return code, line_bytes, data_bytes
 
 

@@ -12,7 +12,7 @@ from mirrorkeep.errors import PathRefused, StoreUnreachable
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.sync.restore import Fetch, RestoreWorker
 from mirrorkeep.tree.native import NativeTree
-from mirrorkeep.tree.protocol import Failure, Frame, Op
+from mirrorkeep.tree.protocol import Failure, Frame
 
 
 def record(path: bytes) -> bytes:
@@ -26,11 +26,13 @@ class Master:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def frames(self, paths: Sequence[bytes]) -> Iterator[Frame | Failure]:
+    def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
         if b"bad" in paths:
             raise self._error
-        for path in paths:
-            yield Frame(Op.PUT, record(path), path)
+        yield from paths
+
+    def frames(self, paths: Sequence[bytes]) -> Iterator[Frame | Failure]:
+        raise NotImplementedError
 
     def read_range(self, path: bytes, start: int, end: int) -> bytes:
         return path[start:end]
