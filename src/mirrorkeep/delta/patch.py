@@ -24,11 +24,11 @@ from typing import BinaryIO, Final
 from mirrorkeep.errors import MalformedDelta
 
 DELTA_MAGIC: Final = b"rs\x026"
-_END: Final = 0
-_LAST_SHORT_LITERAL: Final = 64
+END: Final = 0
+LAST_SHORT_LITERAL: Final = 64
 _FIRST_LITERAL: Final = 65
 _FIRST_COPY: Final = 69
-_FIRST_RESERVED: Final = 85
+FIRST_RESERVED: Final = 85
 _WIDTHS: Final = (1, 2, 4, 8)
 _PIECE_BYTES: Final = 1024 * 1024
 _NO_COPY_RANGE: Final = frozenset(
@@ -63,14 +63,14 @@ def delta_operations(delta: bytes | memoryview) -> Iterator[Copy | Literal]:
     while position < total:
         command = view[position]
         position += 1
-        if command == _END:
+        if command == END:
             if position != total:
                 raise MalformedDelta(detail=f"{total - position} bytes after its end")
             return
-        if command <= _LAST_SHORT_LITERAL:
+        if command <= LAST_SHORT_LITERAL:
             length = command
-        elif command < _FIRST_RESERVED:
-            offset_bytes, length_bytes = _field_widths(command)
+        elif command < FIRST_RESERVED:
+            offset_bytes, length_bytes = field_widths(command)
             fields_end = position + offset_bytes + length_bytes
             if fields_end > total:
                 raise MalformedDelta(detail="it ends inside a command")
@@ -91,7 +91,7 @@ def delta_operations(delta: bytes | memoryview) -> Iterator[Copy | Literal]:
     raise MalformedDelta(detail="its end is missing")
 
 
-def _field_widths(command: int) -> tuple[int, int]:
+def field_widths(command: int) -> tuple[int, int]:
     """Return the bytes of a command's offset (0 for a literal) and of its length."""
     if command < _FIRST_COPY:
         return 0, _WIDTHS[command - _FIRST_LITERAL]
@@ -212,31 +212,35 @@ def patch_stream(delta: bytes, base_fd: int, out: BinaryIO, *, max_bytes: int | 
 
 def build_delta(operations: Iterable[Copy | Literal]) -> bytes:
     """Return the librsync delta of ``operations``: neighbouring copies joined, empty ones left out."""
-    parts: list[bytes | memoryview] = [DELTA_MAGIC]
+    return b"".join(delta_pieces(operations))
+
+
+def delta_pieces(operations: Iterable[Copy | Literal]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of :func:`build_delta`, a command or the bytes of a literal at a time."""
+    yield DELTA_MAGIC
     start = end = 0  # the copy that is still growing
     for operation in operations:
         if isinstance(operation, Copy):
             if not operation.length:
                 continue
             if operation.offset != end or start == end:
-                _append_copy(parts, start, end)
+                yield _copy_command(start, end)
                 start = operation.offset
             end = operation.offset + operation.length
         elif operation.data:
-            _append_copy(parts, start, end)
+            yield _copy_command(start, end)
             start = end = 0
-            parts.append(_literal_head(len(operation.data)))
-            parts.append(operation.data)
-    _append_copy(parts, start, end)
-    parts.append(b"\0")
-    return b"".join(parts)
+            yield _literal_head(len(operation.data))
+            yield operation.data
+    yield _copy_command(start, end)
+    yield b"\0"
 
 
-def _append_copy(parts: list[bytes | memoryview], start: int, end: int) -> None:
+def _copy_command(start: int, end: int) -> bytes:
     if start == end:
-        return
+        return b""
     offset_width, length_width = _narrowest(start), _narrowest(end - start)
-    parts.append(
+    return (
         bytes((_FIRST_COPY + 4 * offset_width + length_width,))
         + start.to_bytes(_WIDTHS[offset_width], "big")
         + (end - start).to_bytes(_WIDTHS[length_width], "big")
@@ -244,7 +248,7 @@ def _append_copy(parts: list[bytes | memoryview], start: int, end: int) -> None:
 
 
 def _literal_head(length: int) -> bytes:
-    if length <= _LAST_SHORT_LITERAL:
+    if length <= LAST_SHORT_LITERAL:
         return bytes((length,))
     width = _narrowest(length)
     return bytes((_FIRST_LITERAL + width,)) + length.to_bytes(_WIDTHS[width], "big")

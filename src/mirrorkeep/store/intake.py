@@ -1,7 +1,7 @@
 """Taking in the manifest of a run that closes: as a whole, as a delta against the last one, or not at all.
 
 Answers for: what is put in staging is a sound manifest with exactly the digest that the client named.  It
-is not durable and not in place: the close does both.
+is not durable and not in place: the close does both.  Memory: a block, however long the manifest is.
 
 Not here: the close (``runs``), the manifest's format.  A crash leaves a file in the part's staging folder,
 which is emptied at start-up.
@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
-from mirrorkeep.errors import BadUsage, DigestMismatch, ForeignManifest, MalformedDelta, MalformedRequest
+from mirrorkeep.errors import BadUsage, DigestMismatch, ForeignManifest, MalformedRequest
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.tree.layout import HIDDEN, STAGING
 
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST_BYTES: Final = 64 * 1024**3
 """Three hundred million entries; more than that is an attack."""
-MAX_DELTA_BYTES: Final = 2 * 1024**3
-_BLOCK_BYTES: Final = 1024 * 1024
+_BLOCK_BYTES: Final = 256 * 1024
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _FILE_SIZE: Final = re.compile(rb",st_size=(\d+)(?:,[^\n]*?)??,type=file,")
 
@@ -104,17 +103,10 @@ def count_entries(path: str) -> tuple[int, int]:
 
 
 def _apply(part: Part, body: IO[bytes], out: _HashingWriter) -> None:
-    from mirrorkeep.delta.patch import patch_stream
+    from mirrorkeep.delta.stream import patch_from
 
-    pieces: list[bytes] = []
-    length = 0
-    for block in _unpacked(body):
-        length += len(block)
-        if length > MAX_DELTA_BYTES:
-            raise MalformedDelta(detail="the manifest's delta is too large; send it whole")
-        pieces.append(block)
     with open(part.manifest_path(), "rb") as present:
-        patch_stream(b"".join(pieces), present.fileno(), out, max_bytes=MAX_MANIFEST_BYTES)  # type: ignore[arg-type]
+        patch_from(_unpacked(body), present.fileno(), out)
 
 
 def _private(path: str, flags: int) -> int:

@@ -26,8 +26,8 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, Final
 
-from mirrorkeep.delta.patch import patch_stream
 from mirrorkeep.delta.signature import make_signature
+from mirrorkeep.delta.stream import patch_from
 from mirrorkeep.errors import BadUsage, DigestMismatch, ForeignManifest, NotFound, RunSuperseded
 from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.session import Closed, RunInfo
@@ -41,6 +41,7 @@ from mirrorkeep.tree.transaction import StoredTransaction
 
 LOCK: Final = b".mirrorkeep.lock"
 COPY: Final = b".mirrorkeep.copy"
+_BLOCK_BYTES: Final = 1 << 18
 _NO_RUN: Final[dict[str, Any]] = {"dirty": False, "run": None, "commits": [], "closing": None}
 
 
@@ -161,10 +162,10 @@ class LocalSession:
         self._write({**known, "commits": [*known["commits"], [self.mark.run, last + 1]][-2:]})
         return int(last + 1)
 
-    def close(self, *, form: str, base: str | None, digest: str, body: bytes, snapshot: bool) -> Closed:
+    def close(self, *, form: str, base: str | None, digest: str, body: str | None, snapshot: bool) -> Closed:
         """Commit, and make the manifest that of the copy; the run is over."""
         known = self._open_state()
-        if form == "same":
+        if body is None:
             if digest != known["manifest"]:
                 raise ForeignManifest(snapshot="the copy", detail="its manifest has another digest")
         else:
@@ -172,7 +173,7 @@ class LocalSession:
         with StoredTree(self.root) as tree:
             tree.empty_staging()
         flush_file_system(self._flush_fd)
-        known = {**known, "closing": {"manifest": digest, "staged": form != "same"}}
+        known = {**known, "closing": {"manifest": digest, "staged": body is not None}}
         self._write(known)
         self._roll_forward(known)
         return Closed(None, None, None)
@@ -227,18 +228,20 @@ class LocalSession:
         return known
 
     def _stage_manifest(
-        self, form: str, base: str | None, present: str | None, digest: str, body: bytes
+        self, form: str, base: str | None, present: str | None, digest: str, body: str
     ) -> None:
         staged = self._place(MANIFEST) + b".new"
-        with open(staged, "wb") as stream:
+        with open(staged, "wb") as stream, open(body, "rb", buffering=0) as source:
             out = _Hashing(stream)
+            blocks = iter(lambda: source.read(_BLOCK_BYTES), b"")
             if form == "delta":
                 if base != present:
                     raise ForeignManifest(snapshot="the copy", detail="the delta is against another manifest")
                 with open(self._place(MANIFEST), "rb") as old:
-                    patch_stream(body, old.fileno(), out)  # type: ignore[arg-type]
+                    patch_from(blocks, old.fileno(), out)
             else:
-                out.write(body)
+                for block in blocks:
+                    out.write(block)
         if out.hasher.hexdigest() != digest:
             raise DigestMismatch(path="the manifest", expected=digest, actual=out.hasher.hexdigest())
 

@@ -1,9 +1,11 @@
 """What changed between two manifests, as a librsync delta (trap 16).
 
 Both are sorted by the same order, so no rolling search is needed: equal stretches are found by comparing
-memory, and where lines differ the order tells which side to pass over.  The cost follows the changes.
+memory, and where lines differ the order tells which side to pass over.  The cost follows the changes, and
+memory does not grow: the delta is written to a file as it is found.
 
-Not here: applying it (``delta/patch``), deciding whether the whole would be smaller (``mirror``).
+Not here: applying it (``delta/stream``), when it is sent (``mirror``).  A crash leaves the file cut off,
+among the files of a run that its owner throws away.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from mirrorkeep.delta.patch import Copy, Literal, build_delta
+from mirrorkeep.delta.patch import Copy, Literal, delta_pieces
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.record import unescape
 
 _STRIDE_BYTES: Final = 1 << 16
 _WINDOW_BYTES: Final = 1 << 20
+_LITERAL_BYTES: Final = 1 << 18
+"""Lines that differ are gathered up to so many bytes."""
 
 
 class _Text:
@@ -47,21 +51,27 @@ class _Text:
             length *= 4
 
 
-def manifest_delta(old_path: str, new_path: str) -> bytes:
-    """Return the delta that makes the manifest at ``new_path`` from the one at ``old_path``."""
-    with open(old_path, "rb") as old, open(new_path, "rb") as new:
-        return build_delta(_operations(_Text(old.fileno()), _Text(new.fileno())))
+def write_manifest_delta(old_path: str, new_path: str, delta_path: str) -> int:
+    """Write the delta that makes the manifest at ``new_path`` from the one at ``old_path``; return its bytes.
+
+    Raises OSError from the files.  Not durable: it is only needed while the run closes.
+    """
+    with open(old_path, "rb") as old, open(new_path, "rb") as new, open(delta_path, "wb") as out:
+        for piece in delta_pieces(_operations(_Text(old.fileno()), _Text(new.fileno()))):
+            out.write(piece)
+        return out.tell()
 
 
 def _operations(old: _Text, new: _Text) -> Iterator[Copy | Literal]:
     at_old = at_new = 0
     literal: list[bytes] = []
+    literal_bytes = 0
     while at_new < new.size_bytes:
         equal = _equal_lines(old, at_old, new, at_new)
         if equal:
             if literal:
                 yield Literal(b"".join(literal))
-                literal = []
+                literal, literal_bytes = [], 0
             yield Copy(at_old, equal)
             at_old += equal
             at_new += equal
@@ -74,6 +84,10 @@ def _operations(old: _Text, new: _Text) -> Iterator[Copy | Literal]:
         if not old_line or new_key is None or (old_key is not None and new_key <= old_key):
             literal.append(new_line)
             at_new += len(new_line)
+            literal_bytes += len(new_line)
+            if literal_bytes >= _LITERAL_BYTES:
+                yield Literal(b"".join(literal))
+                literal, literal_bytes = [], 0
     if literal:
         yield Literal(b"".join(literal))
 

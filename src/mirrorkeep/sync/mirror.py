@@ -449,7 +449,7 @@ class MirrorRun:
         if digest == self._input.server_manifest:
             self.reporter.phase("close")
             closed = self.session.close(
-                form="same", base=digest, digest=digest, body=b"", snapshot=self.options.snapshot
+                form="same", base=digest, digest=digest, body=None, snapshot=self.options.snapshot
             )
         else:
             closed = self._close(self._input.manifest_path, digest, 0)
@@ -463,13 +463,12 @@ class MirrorRun:
         self.reporter.phase("close")
         base = self._input.server_manifest
         if base and base == self._input.manifest_digest and size_bytes > FULL_MANIFEST_BYTES:
-            from mirrorkeep.sync.manifest_delta import manifest_delta
+            from mirrorkeep.sync.manifest_delta import write_manifest_delta
 
-            form, body = "delta", manifest_delta(self._input.manifest_path, manifest)
+            form, body = "delta", os.path.join(self.state.work, "manifest.delta")
+            write_manifest_delta(self._input.manifest_path, manifest, body)
         else:
-            form, base = "full", None
-            with open(manifest, "rb") as stream:
-                body = stream.read()
+            form, base, body = "full", None, manifest
         self._dispatch.wait()
         return self.session.close(
             form=form, base=base, digest=digest, body=body, snapshot=self.options.snapshot

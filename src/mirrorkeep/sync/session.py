@@ -6,13 +6,17 @@ Not here: what happens between begin and close (``mirror``), the requests themse
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from mirrorkeep.tree.client import StoreClient
 from mirrorkeep.tree.compression import Policy
 from mirrorkeep.tree.protocol import Slave
 from mirrorkeep.tree.remote import RemoteTree, RunMark
+
+_BLOCK_BYTES: Final = 1 << 18
+_GZIP_WINDOW: Final = 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +73,63 @@ class RunSession(Protocol):
     def commit(self, position: int) -> int:
         """Make everything written so far durable; returns the commit's number.  Called in a worker."""
 
-    def close(self, *, form: str, base: str | None, digest: str, body: bytes, snapshot: bool) -> Closed:
-        """Commit, hand over the manifest; the run is over."""
+    def close(self, *, form: str, base: str | None, digest: str, body: str | None, snapshot: bool) -> Closed:
+        """Commit, hand over the manifest; the run is over.
+
+        ``body`` is the path of a file: the manifest (``full``), its difference from the manifest of digest
+        ``base`` (``delta``), or None where the store has it (``same``).  The file stays as it is until the
+        call returns, so that a repeated request reads it again.
+        """
 
     def fetch_manifest(self, snapshot: str, path: str) -> None:
         """Write the manifest of the last run (``latest``), or of what is there (``actual``), to a file."""
 
     def fetch_patch(self, path: str) -> bool:
         """Write the patch that validation left to a file; returns whether there is one."""
+
+
+class PackedFile:
+    """A file as the gzip'd body of a request: read, packed and sent a block at a time, anew each time."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._sent_bytes = 0
+
+    def __len__(self) -> int:
+        """Return the bytes that the last reading gave."""
+        return self._sent_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body from its beginning."""
+        self._sent_bytes = 0
+        packer = _packer()
+        with open(self._path, "rb", buffering=0) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                yield from self._counted(packer.compress(block))
+        yield from self._counted(packer.flush())
+
+    def _counted(self, packed: bytes) -> Iterator[bytes]:
+        if packed:
+            self._sent_bytes += len(packed)
+            yield packed
+
+
+class _Packer(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+def _packer() -> _Packer:
+    """Return a fast gzip compressor (the accelerator is loaded when it is first wanted)."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        import zlib
+
+        return zlib.compressobj(1, zlib.DEFLATED, _GZIP_WINDOW)
+    made: _Packer = isal_zlib.compressobj(1, isal_zlib.DEFLATED, _GZIP_WINDOW)
+    return made
 
 
 class Session:
@@ -125,7 +178,7 @@ class Session:
         number: int = self.client.post_json(f"runs/{mark.run}/commit", body)["commit"]
         return number
 
-    def close(self, *, form: str, base: str | None, digest: str, body: bytes, snapshot: bool) -> Closed:
+    def close(self, *, form: str, base: str | None, digest: str, body: str | None, snapshot: bool) -> Closed:
         """Commit, hand over the manifest, freeze the tip; the run is over."""
         mark = self.mark
         url = self.client.api(
@@ -138,13 +191,11 @@ class Session:
             snapshot=int(snapshot),
         )
         headers = {"Content-Type": "application/octet-stream"}
-        if form != "same":
-            from mirrorkeep.tree.compression import Compressor
-
-            packed = Compressor("always").pack(body)
-            if packed is not None:
-                body, headers = packed, {**headers, "Content-Encoding": "gzip"}
-        answer = self.client.request("POST", url, body, headers).json()
+        if body is None:
+            answer = self.client.request("POST", url, b"", headers).json()
+        else:
+            headers["Content-Encoding"] = "gzip"
+            answer = self.client.request("POST", url, PackedFile(body), headers).json()
         return Closed(answer.get("snapshot"), answer.get("sequence"), answer.get("validation"))
 
     def fetch_manifest(self, snapshot: str, path: str) -> None:

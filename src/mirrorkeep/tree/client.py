@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from mirrorkeep.errors import (
@@ -39,7 +39,16 @@ STREAM_TRIES: Final = 8
 """How often an answer that breaks off in the middle is asked for."""
 _SAFE: Final = "/!$'()*+,;=:@-._~"
 
-Body = bytes | bytearray | memoryview
+
+class Pieces(Protocol):
+    """A body in pieces, sent chunked; iterated anew for each repetition.  Its length: what that gave."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def __len__(self) -> int: ...
+
+
+Body = bytes | bytearray | memoryview | Pieces
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from mirrorkeep.manifest.record import format_record
 from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.index import IndexWriter
 from mirrorkeep.sync.journal import Item, Journal, Late, Stretch, assemble
-from mirrorkeep.sync.manifest_delta import manifest_delta
+from mirrorkeep.sync.manifest_delta import write_manifest_delta
 
 HEADER = {b"source": b"/home"}
 QUICK = settings(
@@ -186,6 +186,13 @@ def test_an_item_survives_its_spill_file() -> None:
 # --- the delta between two manifests ----------------------------------------------------------------
 
 
+def delta_of(folder: Path, old: str, new: str) -> bytes:
+    target = folder / "delta"
+    size_bytes = write_manifest_delta(str(folder / old), str(folder / new), str(target))
+    assert size_bytes == target.stat().st_size
+    return target.read_bytes()
+
+
 @QUICK
 @given(old=paths, new=paths, seed=st.integers(0, 2**32))
 def test_the_delta_of_two_manifests_gives_the_new_one(
@@ -195,7 +202,7 @@ def test_the_delta_of_two_manifests_gives_the_new_one(
     new |= {path for path in old if rng.random() < 0.8}
     write_straight(tmp_path / "old", [line_of(path) for path in in_order(old)])
     write_straight(tmp_path / "new", [line_of(path, rng.random() < 0.1) for path in in_order(new)])
-    delta = manifest_delta(str(tmp_path / "old"), str(tmp_path / "new"))
+    delta = delta_of(tmp_path, "old", "new")
     out = io.BytesIO()
     with (tmp_path / "old").open("rb") as base:
         patch_stream(delta, base.fileno(), out)
@@ -208,6 +215,6 @@ def test_the_delta_follows_the_changes_not_the_size(tmp_path: Path) -> None:
     lines[7_000] = line_of(b"f%06d" % 7_000, 99)
     del lines[15_000]
     write_straight(tmp_path / "new", lines)
-    delta = manifest_delta(str(tmp_path / "old"), str(tmp_path / "new"))
+    delta = delta_of(tmp_path, "old", "new")
     assert len(delta) < (tmp_path / "new").stat().st_size / 100
-    assert manifest_delta(str(tmp_path / "old"), str(tmp_path / "old")) != b""
+    assert len(delta_of(tmp_path, "old", "old")) < 32

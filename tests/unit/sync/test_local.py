@@ -27,7 +27,10 @@ def begin(root: Path, **state: object) -> LocalSession:
 
 
 def close(session: LocalSession, form: str = "full", digest: str = DIGEST) -> None:
-    session.close(form=form, base=None, digest=digest, body=BODY, snapshot=True)
+    body = None if form == "same" else os.fsdecode(session.root) + ".body"
+    if body is not None:
+        Path(body).write_bytes(BODY)
+    session.close(form=form, base=None, digest=digest, body=body, snapshot=True)
     session.release()
 
 
