@@ -1,9 +1,14 @@
 """What a URL means: raw path bytes in, an :class:`Address` out.
 
 The path is taken apart *before* it is decoded, so ``%2F`` can never become a separator; every component
-is decoded to bytes, because names are bytes.  Whatever could leave a tree, reach a hidden folder or mean
-two things (``..``, empty components, NUL, encoded slashes, broken escapes) is refused here, once, for
-every verb and for the ``Destination`` header alike.
+is decoded to bytes, because names are bytes.  Whatever could leave a tree or mean two things (``..``, empty
+components, NUL, encoded slashes, broken escapes) is refused here, once, for every verb and for the
+``Destination`` header alike.
+
+Inside a tree a path is made of the names that entries have at their source.  One that begins like a hidden
+folder is a name like any other there: the tree stores it under an id (``tree.layout``), and no request can
+spell what the store keeps for itself (ADR 0010).  Everywhere else such names are refused: of volumes,
+snapshots, resources, and of parts, whose paths are native ones.
 
 Not here: whether the thing exists (``place``), who may see it (``auth``).
 """
@@ -16,8 +21,8 @@ from typing import Final
 from urllib.parse import quote_from_bytes
 
 from mirrorkeep.errors import MalformedRequest, NotFound, PathRefused
+from mirrorkeep.tree.layout import HIDDEN
 
-HIDDEN: Final = b".mirrorkeep"
 MAX_COMPONENT_BYTES: Final = 4096
 _ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _SAFE: Final = "!$&'()*+,;=:@-._~"
@@ -54,6 +59,8 @@ def parse_address(raw_path: bytes) -> Address:
         raise MalformedRequest(detail="the path does not start with a slash")
     slash = raw_path.endswith(b"/")
     parts = [_decode(component) for component in raw_path[1 : -1 if slash else None].split(b"/")]
+    above = {b"volumes": 2, b"snapshots": 3}.get(parts[0], len(parts))
+    _refuse_reserved(parts[:above])
     if parts[0] == b"api":
         return Address("api", "", "", b"/".join(parts), slash)
     if parts[0] == b"volumes":
@@ -74,9 +81,11 @@ def check_tree_path(path: bytes) -> bytes:
     return path
 
 
-def decode_query_path(value: bytes) -> bytes:
-    """Return the tree path in a decoded query value (``part=``); one leading or trailing slash is fine."""
-    return check_tree_path(value.strip(b"/")) if value not in (b"", b"/") else b""
+def check_part_path(value: bytes) -> bytes:
+    """Return the path of a part in a decoded value; slashes at its ends are fine.  Raises PathRefused."""
+    path = check_tree_path(value.strip(b"/"))
+    _refuse_reserved(path.split(b"/"))
+    return path
 
 
 def quote_path(path: bytes) -> bytes:
@@ -102,10 +111,14 @@ def _check(component: bytes, whole: bytes) -> None:
         raise PathRefused(path=whole, detail="empty and dotted components are not taken")
     if b"/" in component or b"\0" in component:
         raise PathRefused(path=whole, detail="a name cannot hold a slash or NUL")
-    if component.startswith(HIDDEN):
-        raise PathRefused(path=whole, detail="hidden names are the store's own")
     if len(component) > MAX_COMPONENT_BYTES:
         raise PathRefused(path=whole[:64], detail="a component is too long")
+
+
+def _refuse_reserved(components: list[bytes]) -> None:
+    for component in components:
+        if component.startswith(HIDDEN):
+            raise PathRefused(path=component, detail="hidden names are the store's own")
 
 
 def _byte(match: re.Match[bytes]) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final
 from mirrorkeep import __version__
 from mirrorkeep.errors import BadUsage, MalformedRequest, NotFound, TooLarge
 from mirrorkeep.server import auth, openapi
-from mirrorkeep.server.address import check_tree_path
+from mirrorkeep.server.address import check_part_path
 from mirrorkeep.server.call import Call, Upload
 from mirrorkeep.server.place import find_part
 from mirrorkeep.server.request import Unpacker
@@ -69,7 +69,7 @@ def begin_run(call: Call) -> Response:
     source, state = _text(body, "source", ""), body.get("state") or {}
     if not isinstance(state, dict):
         raise MalformedRequest(detail="state is an object")
-    path = check_tree_path(part_text.encode("utf-8", "surrogateescape").strip(b"/"))
+    path = check_part_path(part_text.encode("utf-8", "surrogateescape"))
     auth.require_write(call.grant, volume, path)
     part = call.store.volume(volume).part(path, create=True)
     return json_response(asdict(runs.begin_run(part, source, state)), 201)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mirrorkeep.errors import BadUsage, MalformedRequest, NotAuthenticated, ReadOnly
 from mirrorkeep.server import auth
-from mirrorkeep.server.address import Address, decode_query_path, unquote
+from mirrorkeep.server.address import Address, check_part_path, unquote
 from mirrorkeep.server.place import Place, find_place
 from mirrorkeep.server.request import Request, unpack
 from mirrorkeep.store.registry import Grant
@@ -99,7 +99,7 @@ class Call:
 
     def query_part(self) -> bytes:
         """Return the ``part`` of the query, b"" for the whole volume."""
-        return decode_query_path(self.request.query.get("part", b""))
+        return check_part_path(self.request.query.get("part", b""))
 
     def reading(self) -> Place:
         """Return the place to read; raises NotFound where the caller may not."""

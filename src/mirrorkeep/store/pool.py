@@ -91,6 +91,7 @@ class Store:
             for folder in ("volumes", "deleted"):
                 # Modes inside are those of other machines: this one's users have no business there.
                 os.makedirs(os.path.join(store.pool, folder), mode=0o700, exist_ok=True)
+            _refuse_folding(store.pool)
             store.driver.make_durable(store.pool)
             settings["encryption"] = encryption
             write_record(os.path.join(data, "store.json"), settings)
@@ -106,6 +107,7 @@ class Store:
             raise BadUsage(detail=f"{data} was made by a newer version (format {settings.get('format')})")
         store = cls(data, settings, clock)
         store.driver.attach()
+        _refuse_folding(store.pool)
         return store
 
     def close(self, *, detach: bool = False) -> None:
@@ -166,14 +168,23 @@ class Store:
     # --- volumes --------------------------------------------------------------------------------
 
     def volume(self, name: str) -> Volume:
-        """Return the volume.  Raises NotFound."""
-        if not self.registry.has_volume(name):
-            raise NotFound(what=f"volume {name}")
+        """Return the volume.  Raises NotFound.
+
+        A volume that was deleted, and one of the same name made since, by whatever process, is noticed here:
+        what this process had open of the old one is let go as soon as nobody uses it any more.
+        """
+        identity = self.registry.volume_identity(name)
         volume = self._volumes.get(name)
-        if volume is None:
-            with self._volumes_lock:
-                volume = self._volumes.setdefault(name, Volume(self, name))
-        return volume
+        if volume is not None and volume.identity == identity:
+            return volume
+        with self._volumes_lock:
+            identity, volume = self.registry.volume_identity(name), self._volumes.get(name)
+            if identity is None:
+                self._volumes.pop(name, None)
+                raise NotFound(what=f"volume {name}")
+            if volume is None or volume.identity != identity:
+                volume = self._volumes[name] = Volume(self, name, identity)
+            return volume
 
     def volumes(self) -> list[Volume]:
         """Return all volumes by name."""
@@ -243,6 +254,20 @@ class Store:
                 flush_file_system(fd)
             finally:
                 os.close(fd)
+
+
+def _refuse_folding(pool: str) -> None:
+    """Raise BadUsage when the storage takes different names for one and the same.
+
+    There ``.MIRRORKEEP`` would lead into the hidden folders, and two entries of a source be one.
+    """
+    true = os.stat(os.path.join(pool, "volumes"))
+    for other in ("VOLUMES", "\uff56olumes"):
+        with suppress(OSError):
+            if os.path.samestat(true, os.stat(os.path.join(pool, other))):
+                raise BadUsage(
+                    detail=f"{pool}: this storage does not tell capitals or kinds of letters apart"
+                )
 
 
 def _create_pool(data: str, name: str, size_bytes: int | None, device: str | None) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class Registry:
         path = self._volume_path(name)
         if os.path.exists(path):
             raise AlreadyExists(what=f"volume {name}")
-        write_record(path, {"name": name, "created": time.time()}, mode=0o600)
+        record = {"name": name, "id": secrets.token_hex(8), "created": time.time()}
+        write_record(path, record, mode=0o600)
 
     def volumes(self) -> list[str]:
         """Return the names of all volumes, sorted."""
@@ -99,9 +100,14 @@ class Registry:
 
     def has_volume(self, name: str) -> bool:
         """Whether the volume exists (about 2 us)."""
-        return (
-            _VOLUME_NAME.fullmatch(name) is not None and self._cache.read(self._volume_path(name)) is not None
-        )
+        return self.volume_identity(name) is not None
+
+    def volume_identity(self, name: str) -> str | None:
+        """Return what tells the volume from earlier ones of its name, None when there is none (2 us)."""
+        if _VOLUME_NAME.fullmatch(name) is None:
+            return None
+        record = self._cache.read(self._volume_path(name))
+        return str(record.get("id") or record["created"]) if record is not None else None
 
     def delete_volume(self, name: str) -> None:
         """Forget the volume and its tokens; users keep their scopes, which then reach nothing.

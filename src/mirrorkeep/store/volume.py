@@ -61,9 +61,11 @@ class PartState:
 class Volume:
     """One volume: a tip, its snapshots, and the parts that own places in it."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, identity: str = "") -> None:
+        """``identity`` is the registry's, "" while the volume is being made."""
         self.store = store
         self.name = name
+        self.identity = identity
         self.folder = os.path.join(store.pool, "volumes", name)
         self.tip = os.path.join(self.folder, "tip")
         self.snapshots = os.path.join(self.folder, "snapshots")

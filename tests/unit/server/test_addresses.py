@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorkeep.errors import MalformedRequest, MirrorkeepError, PathRefused
-from mirrorkeep.server.address import decode_query_path, parse_address, quote_path
+from mirrorkeep.server.address import check_part_path, parse_address, quote_path
 
 
 def test_areas() -> None:
@@ -35,10 +35,14 @@ def test_areas() -> None:
         b"/volumes/v/a%2fb",
         b"/volumes/v/a%00",
         b"/volumes/v/.",
-        b"/volumes/v/.mirrorkeep/a",
-        b"/volumes/v/d/.mirrorkeep.staging",
-        b"/volumes/v/%2emirrorkeep/a",
-        b"/volumes/v/.mirrorkeep~0123",
+        b"/volumes/.mirrorkeep/a",
+        b"/volumes/%2emirrorkeep",
+        b"/snapshots/.mirrorkeep.making/v/a",
+        b"/snapshots/s/.mirrorkeep/a",
+        b"/api/v1/volumes/v/verdicts/.mirrorkeep",
+        b"/.mirrorkeep/.mirrorkeep.manifest",
+        b"/volumes/v/.mirrorkeep/../a",
+        b"/volumes/v/.mirrorkeep%2F.mirrorkeep.root",
         b"/volumes/../volumes/v/a",
         b"/volumes/v/" + b"a" * 5000,
     ],
@@ -46,6 +50,18 @@ def test_areas() -> None:
 def test_refused_paths(path: bytes) -> None:
     with pytest.raises(PathRefused):
         parse_address(path)
+
+
+def test_a_name_in_a_tree_may_begin_like_a_hidden_folder() -> None:
+    assert parse_address(b"/volumes/v/.mirrorkeep/a").path == b".mirrorkeep/a"
+    assert parse_address(b"/volumes/v/d/%2emirrorkeep.staging/").path == b"d/.mirrorkeep.staging"
+    assert parse_address(b"/snapshots/s/v/.mirrorkeep~0123").path == b".mirrorkeep~0123"
+
+
+@pytest.mark.parametrize("path", [b".mirrorkeep", b"/a/.mirrorkeep/b", b"a/.mirrorkeep~0", b"../a", b"a//b"])
+def test_a_part_has_no_place_under_such_a_name(path: bytes) -> None:
+    with pytest.raises(PathRefused):
+        check_part_path(path)
 
 
 @pytest.mark.parametrize("path", [b"/volumes/v/%", b"/volumes/v/%1", b"/volumes/v/%zz", b"volumes/v"])
@@ -65,7 +81,7 @@ names = st.binary(min_size=1, max_size=40).filter(
 def test_any_name_survives_the_url(components: list[bytes]) -> None:
     path = b"/".join(components)
     assert parse_address(b"/volumes/v/" + quote_path(path)).path == path
-    assert decode_query_path(path) == path.strip(b"/")
+    assert check_part_path(path) == path.strip(b"/")
 
 
 @given(st.binary(max_size=60))
@@ -76,4 +92,4 @@ def test_no_url_leads_out_of_its_tree(tail: bytes) -> None:
         return
     components = address.path.split(b"/") if address.path else []
     assert not {b"", b".", b".."} & set(components)
-    assert not any(b"\0" in one or one.startswith(b".mirrorkeep") for one in components)
+    assert not any(b"\0" in one for one in components)

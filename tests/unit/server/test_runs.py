@@ -163,7 +163,7 @@ def test_bundle_read_gives_back_what_was_applied(edge: Edge, base: str, run: Run
 
 
 def test_bundle_read_refuses_paths_out_of_the_tree(edge: Edge, base: str, run: Run) -> None:
-    for path in (b"../x", b"a//b", b".mirrorkeep/a", b"a\0/etc/passwd"):
+    for path in (b"../x", b"a//b", b".mirrorkeep/../../a", b"a\0/etc/passwd"):
         assert edge("BUNDLE-READ", base, path).status == 403
 
 
