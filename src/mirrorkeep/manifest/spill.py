@@ -18,8 +18,10 @@ from itertools import chain
 from types import TracebackType
 from typing import Final, Self
 
-_ROWS_BYTES: Final = 64 * 1024 * 1024
-"""Most bytes of rows in memory, whatever their number."""
+_ROWS_BYTES: Final = 16 * 1024 * 1024
+"""Most bytes that rows take in memory, whatever their number."""
+_ROW_BYTES: Final = 48
+"""What the interpreter adds to each row, in round figures."""
 _BLOCK_BYTES: Final = 128 * 1024
 _LENGTH_BYTES: Final = 4
 _MAX_ROW_BYTES: Final = (1 << 32) - 1
@@ -28,7 +30,7 @@ _MAX_ROW_BYTES: Final = (1 << 32) - 1
 class SpilledSort:
     """Rows of any bytes, added in any order and read in byte order; equal rows are all kept.
 
-    Memory: ``max_rows_in_memory`` rows (and at most 64 MiB of them); open files: ``max_open_runs`` and one.
+    Memory: ``max_rows_in_memory`` rows (and at most 16 MiB of them); open files: ``max_open_runs`` and one.
     Raises OSError from the disk; the rows are then lost, the source of them is not.
     """
 
@@ -45,7 +47,7 @@ class SpilledSort:
     def add(self, row: bytes) -> None:
         """Add a row (below 4 GiB)."""
         self._rows.append(row)
-        self._rows_bytes += len(row)
+        self._rows_bytes += len(row) + _ROW_BYTES
         if len(self._rows) >= self._max_rows or self._rows_bytes >= _ROWS_BYTES:
             self._spill()
 

@@ -37,6 +37,9 @@ from mirrorkeep.tree.stored_read import StoredEntry, look_at, native_fields
 BATCH_ENTRIES: Final = 512
 BATCH_BYTES: Final = 4 << 20
 TICK_S: Final = 0.5
+MAX_AHEAD: Final = 64
+"""Most batches whose results wait for an earlier one that takes long: a large file's."""
+_MAX_HURT: Final = 1000
 
 _SIZE_FIELD: Final = b"," + keys.SIZE + b"="
 _FILE_FIELD: Final = b"," + keys.TYPE + b"=" + keys.FILE
@@ -123,7 +126,10 @@ class Examination:
         """Go on behind the path ``after``; ``tally`` and the paths of findings are those up to there."""
         self._after = after
         self.tally.add(tally)
-        self._hurt.update(path.rpartition(b"/")[0] for path in found if path)
+        for path in found:
+            if path:
+                self._hurt.add(path.rpartition(b"/")[0])
+                self._forget_passed(path)
 
     def run(self, tick: Callable[[], None] = lambda: None) -> Tally:
         """Compare everything and return the tally.
@@ -136,7 +142,7 @@ class Examination:
             with WorkerPool(self._start_worker, processes=self._setting.processes) as pool:
                 for batch in self._make_batches():
                     self._submit(pool, batch)
-                    while pool.outstanding > pool.capacity:
+                    while pool.outstanding > pool.capacity or self._is_far_ahead:
                         self._collect(pool, TICK_S)
                         tick()
                     self._collect(pool, 0)
@@ -145,6 +151,10 @@ class Examination:
                     self._collect(pool, TICK_S)
                     tick()
         return self.tally
+
+    @property
+    def _is_far_ahead(self) -> bool:
+        return self._submitted - self._taken > MAX_AHEAD
 
     # --- the two sides --------------------------------------------------------------------------
 
@@ -237,6 +247,7 @@ class Examination:
             found = sorted([*found, *lost], key=_order)
         self.tally.add(batch.tally)
         self._take([one for one in found if self._counts(one)] if found else found, batch.tally, batch.last)
+        self._forget_passed(batch.last)
 
     def _counts(self, one: Found) -> bool:
         """Whether a finding stands for itself; remembers the directories whose children have findings."""
@@ -246,6 +257,12 @@ class Examination:
         if path:
             self._hurt.add(path.rpartition(b"/")[0])
         return True
+
+    def _forget_passed(self, last: bytes) -> None:
+        """Forget directories that come no more: those left are above ``last``, which are few."""
+        if len(self._hurt) > _MAX_HURT:
+            key = order_key(last)
+            self._hurt = {path for path in self._hurt if order_key(path) > key}
 
     def _touched_since(self, path: bytes) -> bool:
         entry = _look(self._tree, path)

@@ -211,6 +211,7 @@ class Detector:
             if head is not None and head.key == patched:
                 return
             self._advance_patch()
+            self._touched.discard(record.path)
             if record.kind != keys.ABSENT:
                 self._close_run()
                 self._sink.removed(record.path, format_record(record.path, {keys.TYPE: record.kind}))
@@ -220,6 +221,7 @@ class Detector:
         self._close_run()
         self._sink.removed(head.path, head.line)
         self._pass(head)
+        self._touched.discard(head.path)  # it was a directory: nobody asks any more
         self._touched.add(head.path.rpartition(b"/")[0])
 
 

@@ -139,12 +139,17 @@ class Staging:
         limit_ns = time.time_ns() - int(older_than_s * 1e9)
         youngest: dict[bytes, int] = {}
         members: dict[bytes, list[bytes]] = {}
+        removed = 0
         for entry in os.scandir(self.fd):
             name = os.fsencode(entry.name)
             if name.startswith(MOVE_LOG):
                 continue
             match = _GROUP.match(name)
             group = match[1] if match else name
+            if older_than_s <= 0:  # one by one: a run that was cut off may have held any number of files
+                self.remove_whole(name)
+                removed += 1
+                continue
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -152,9 +157,8 @@ class Staging:
             members.setdefault(group, []).append(name)
             # The clock of the last change, for a held file carries the times of its entry.
             youngest[group] = max(youngest.get(group, 0), status.st_ctime_ns)
-        removed = 0
         for group, names in members.items():
-            if older_than_s <= 0 or youngest[group] <= limit_ns:
+            if youngest[group] <= limit_ns:
                 for name in names:
                     self.remove_whole(name)
                     removed += 1

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirrorkeep.store.drivers import send_stream
 from mirrorkeep.store.drivers.send_stream import Difference, crc32c, read_difference
 
 SNAPSHOT, MKFILE, MKDIR, RENAME, LINK, UNLINK, RMDIR, CHMOD, UTIMES, END = 2, 3, 4, 9, 10, 11, 12, 18, 20, 21
@@ -120,3 +121,10 @@ def test_a_flipped_bit_makes_no_answer(bit: int) -> None:
 @given(st.binary(max_size=200))
 def test_garbage_makes_no_answer_and_no_exception(garbage: bytes) -> None:
     assert read_difference(io.BytesIO(MAGIC + garbage)) is None
+
+
+def test_more_names_than_memory_should_hold_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(send_stream, "MAX_NAMES", 10)
+    few, many = ([one(CHMOD, b"d/%d" % number) for number in range(count)] for count in (9, 10))
+    assert read_difference(io.BytesIO(stream(*few))) is not None
+    assert read_difference(io.BytesIO(stream(*many))) is None

@@ -205,3 +205,38 @@ def test_a_file_that_the_disk_does_not_give_out_is_unreadable(
 
     monkeypatch.setattr(stored_check, "hash_open_file", bad_sector)
     assert look(stored) == {b"media/film": {"unreadable"}}
+
+
+def test_results_that_wait_for_a_slow_batch_are_few(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine, "BATCH_ENTRIES", 1)
+    monkeypatch.setattr(examine, "MAX_AHEAD", 3)
+    monkeypatch.setattr(examine, "_MAX_HURT", 0)
+    ahead: list[int] = []
+
+    def slowest_first(run: Examination, pool: object, timeout_s: float) -> None:
+        """Give every result but the oldest one out, as long as the coordinator may go on without it."""
+        ahead.append(run._submitted - run._taken)
+        collect(run, _OldestLast(pool, run, held), timeout_s)  # type: ignore[arg-type]
+
+    held: list[examine.Completed] = []
+    collect = Examination._collect
+    monkeypatch.setattr(Examination, "_collect", slowest_first)
+    flip(stored / "media/film")
+    assert look(stored) == {b"media/film": {"content"}}
+    assert max(ahead) == 4
+
+
+class _OldestLast:
+    """A pool whose oldest result comes when nothing else can be done."""
+
+    def __init__(self, pool: examine.WorkerPool, run: Examination, held: list[examine.Completed]) -> None:
+        self._pool, self._run, self._held = pool, run, held
+
+    def completed(self, timeout_s: float) -> list[examine.Completed]:
+        self._held += self._pool.completed(timeout_s)
+        oldest = [one for one in self._held if one.sequence == self._run._taken]
+        others = [one for one in self._held if one.sequence != self._run._taken]
+        if self._run._is_far_ahead or not self._pool.outstanding:
+            others += oldest
+        self._held[:] = [one for one in self._held if one not in others]
+        return others

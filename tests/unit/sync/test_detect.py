@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -295,3 +296,13 @@ def test_metadata_alone_are_a_change(tree: Tree, change: Change) -> None:
     change(tree)
     assert stat.S_IFMT((tree.root / "zero").lstat().st_mode) == before
     assert b"zero" in tree.detect().of("changed")
+
+
+def test_removed_directories_are_not_remembered(tree: Tree) -> None:
+    shutil.rmtree(tree.root / "deep")
+    shutil.rmtree(tree.root / "many")
+    old = tree.old()
+    detector = Detector(old, Seen(), [unknown(b"gone/x"), unknown(b"gone", keys.DIRECTORY)])
+    detector.run(iter(tree.events()))
+    old.close()
+    assert detector._touched == set()

@@ -3,9 +3,9 @@
 Answers for: a strict parse of the stream (magic, version, lengths, CRC-32C of every command, end mark) and
 for following names: new inodes appear under temporary names, directories are moved away and back, so
 every path of a command is translated to where it ends up.  What is not understood makes the whole answer
-None ("cannot tell"), never a shorter list.
+None ("cannot tell"), never a shorter list; so do more than ``MAX_NAMES`` names, for they are held in memory.
 
-Not here: running the tool (``btrfs``).  Memory grows with the number of changes, not of entries.
+Not here: running the tool (``btrfs``).
 Source: the kernel's ``fs/btrfs/send.h``.
 """
 
@@ -21,6 +21,8 @@ _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<IHI")
 _ATTRIBUTE: Final = struct.Struct("<HH")
 _MAX_COMMAND_BYTES: Final = 16 * 1024 * 1024
+MAX_NAMES: Final = 100_000
+"""Files and sidecars that a stream may speak of; after larger changes both manifests are compared instead."""
 
 _SUBVOL, _SNAPSHOT, _END = 1, 2, 21
 _CREATE: Final = frozenset((3, 4, 5, 6, 7, 8))
@@ -34,7 +36,7 @@ _PATH, _PATH_TO, _PATH_LINK = 15, 16, 17
 
 
 class _Unreadable(Exception):
-    """The stream is damaged, cut off, or says something this parser does not know."""
+    """The stream is damaged, cut off, too much, or says something this parser does not know."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class _Names:
     def __init__(self) -> None:
         self._root = _Node(b"")
         self._lost: set[bytes] = set()
+        self._count = 0
 
     def touch(self, path: bytes) -> None:
         node = self._root
@@ -154,7 +157,7 @@ class _Names:
         node.touched = True
 
     def create(self, path: bytes) -> None:
-        node = _Node(None)
+        node = self._new(None)
         node.touched = True
         self._put(path, node)
 
@@ -195,6 +198,12 @@ class _Names:
         del parent.children[name]
         return node
 
+    def _new(self, origin: bytes | None) -> _Node:
+        self._count += 1
+        if self._count > MAX_NAMES:
+            raise _Unreadable
+        return _Node(origin)
+
     def _lose(self, node: _Node) -> None:
         if node.origin is not None:
             self._lost.add(node.origin)
@@ -211,7 +220,7 @@ class _Names:
     def _child(self, node: _Node, name: bytes) -> _Node:
         child = node.children.get(name)
         if child is None:
-            child = _Node(None if node.origin is None else _join(node.origin, name))
+            child = self._new(None if node.origin is None else _join(node.origin, name))
             node.children[name] = child
         return child
 
