@@ -185,8 +185,13 @@ def read_patch(call: Call, volume: str) -> Response:
 
 
 def list_snapshots(call: Call, volume: str) -> Response:
-    """The part's snapshots, oldest first."""
-    part = _readable_part(call, volume)
+    """The part's snapshots, oldest first; none where a part may still be made by its first run."""
+    path = call.query_part()
+    auth.require_read(call.grant, volume, path)
+    found = call.store.volume(volume)
+    if found.has_room_for(path):
+        return json_response({"snapshots": []})
+    part = found.part(path)
     rows = [validation.describe_snapshot(part, snapshot) for snapshot in part.snapshots()]
     return json_response({"snapshots": rows})
 

@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mirrorkeep.store.closing import finish_closing
+from mirrorkeep.store.volume import is_in_the_making
 
 if TYPE_CHECKING:
     from mirrorkeep.store.pool import Store
@@ -39,7 +40,7 @@ def _recover_volume(volume: Volume) -> None:
         _log.error("volume %s has no storage", volume.name)
         return
     for name in names:
-        if name.endswith(".making"):
+        if is_in_the_making(name):
             volume.store.driver.delete_tree(os.path.join(records, name))
     parts = volume.parts()
     for part in parts:

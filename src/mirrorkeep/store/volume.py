@@ -142,17 +142,29 @@ class Volume:
             raise NotFound(what=f"volume {self.name}") from None
         if self._known[0] == stamp:
             return self._known[1]
-        keys = frozenset(name for name in os.listdir(self._records) if not name.endswith(".making"))
+        keys = frozenset(name for name in os.listdir(self._records) if not is_in_the_making(name))
         if time.time() - stamp / 1e9 > _FRESH_S:  # else a second change may carry the same time
             self._known = (stamp, keys)
         return keys
 
-    def _create_part(self, path: bytes, key: str) -> None:
+    def has_room_for(self, path: bytes) -> bool:
+        """Whether no part is at ``path``, in it or around it: one may still be made there."""
+        key = part_key(path)
+        return key not in self._keys() and self._in_the_way(path) is None
+
+    def _in_the_way(self, path: bytes) -> bytes | None:
+        """Return the path of another part that lies in ``path`` or around it (parts never nest)."""
         for other in map(key_path, self._keys()):
             if not path or not other or path.startswith(other + b"/") or other.startswith(path + b"/"):
-                raise PartNesting(path=path or b"the volume", other=other or b"that is the whole volume")
+                return other
+        return None
+
+    def _create_part(self, path: bytes, key: str) -> None:
+        other = self._in_the_way(path)
+        if other is not None:
+            raise PartNesting(path=path or b"the volume", other=other or b"that is the whole volume")
         dirty = self._create_root(path)
-        making = os.path.join(self._records, f"{key}.making")
+        making = os.path.join(self._records, f"{ROOT_KEY}{key}")
         shutil.rmtree(making, ignore_errors=True)
         with storage_errors(making):
             for inner in ("snapshots", "verdicts", "findings"):
@@ -292,6 +304,11 @@ def part_key(path: bytes) -> str:
     if len(key) > _MAX_KEY:
         raise PathRefused(path=path, detail=f"a part's path has at most {_MAX_KEY} encoded characters")
     return key
+
+
+def is_in_the_making(name: str) -> bool:
+    """Say whether a folder of records is not a part yet: no key but the root's begins like the root's."""
+    return name.startswith(ROOT_KEY) and name != ROOT_KEY
 
 
 def key_path(key: str) -> bytes:

@@ -7,11 +7,12 @@ reaches every snapshot that shares them.  Snapshots are read-only by convention:
 writes there.
 
 Not here: breaking links (``tree.stored``).  A crash leaves the copy of a snapshot in the making under
-``NAME.making``, which the next attempt removes; under its own name a snapshot is whole.
+a name that no part can have, which the next attempt removes; under its own name a snapshot is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -24,7 +25,7 @@ from mirrorkeep.store.drivers.reflink import copy_tree, has_reflinks
 from mirrorkeep.store.drivers.system import storage_errors
 from mirrorkeep.store.records import flush_directory
 from mirrorkeep.tree.durability import flush_file_system
-from mirrorkeep.tree.layout import STAGING
+from mirrorkeep.tree.layout import HIDDEN, STAGING
 
 _SKIPPED: Final = frozenset((os.fsdecode(STAGING),))
 """Left out of snapshots: files in the making would go on changing inside them."""
@@ -73,7 +74,7 @@ class DirDriver:
     def snapshot(self, tree: str, target: str) -> None:
         if os.path.lexists(target):
             raise AlreadyExists(what=target)
-        making = f"{target}.making"
+        making = _making_name(target)
         self.delete_tree(making)
         try:
             with storage_errors(target):
@@ -117,6 +118,13 @@ class DirDriver:
 
     def generation(self, tree: str) -> int | None:
         return None
+
+
+def _making_name(target: str) -> str:
+    """Return where a snapshot is made: beside its place, where another part's snapshot can never lie."""
+    folder, name = os.path.split(target)
+    digits = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return os.path.join(folder, f"{os.fsdecode(HIDDEN)}.making-{digits}")
 
 
 def _open_up(path: str) -> None:
