@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import selectors
 import signal
 import socket
@@ -76,11 +77,29 @@ class Volume:
         return {"MIRRORKEEP_TOKEN": self.token, "MIRRORKEEP_CA": self.ca}
 
 
+_ports: list[socket.socket] = []
+"""What marks this process's ports as taken, until it ends."""
+
+
 def free_port() -> int:
-    """Return a port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of loopback that is this process's alone among those that ask here.
+
+    Below those that the system gives to connections of its own, so that a server can come back to its port.
+    """
+    for _ in range(1000):
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        mark = socket.socket(socket.AF_UNIX)
+        with socket.socket() as probe:
+            try:
+                mark.bind(f"\0mirrorkeep-rig-port-{port}")
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                mark.close()
+                continue
+        _ports.append(mark)
+        return port
+    raise ServedError("no port of loopback is free")
 
 
 def command(*argv: str, environment: Mapping[str, str] | None = None, timeout_s: float = 600) -> Result:
@@ -136,7 +155,7 @@ class Served:
     def log(self) -> Path:
         return self.data.parent / f"{self.data.name}.serve.log"
 
-    def start(self, *, within_s: float = 30) -> float:
+    def start(self, *, within_s: float = 90) -> float:
         """Serve, and return after how many seconds connections were accepted; raises ServedError."""
         began = time.monotonic()
         argv = ["store", "serve", str(self.data), "--listen", f"127.0.0.1:{self.port}"]

@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rig import scratch
 from rig.served import Served
 
 MUST_RUN = ("root", "btrfs", "engine")
+# A machine that is busy with something else makes no example wrong.
+settings.register_profile("mirrorkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mirrorkeep")
 TOOL_FOLDERS = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 

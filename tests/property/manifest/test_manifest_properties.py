@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from zlib import crc32
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mirrorkeep.errors import MalformedManifest
@@ -25,9 +25,6 @@ from mirrorkeep.manifest.record import (
     unescape,
 )
 from mirrorkeep.manifest.writer import ManifestWriter
-
-settings.register_profile("quick", max_examples=120, deadline=None)
-settings.load_profile("quick")
 
 NASTY = st.one_of(
     st.binary(max_size=30), st.lists(st.sampled_from([b"&", b",", b"=", b"\n", b"\r", b"amp;"])).map(b"".join)

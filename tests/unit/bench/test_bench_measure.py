@@ -13,7 +13,7 @@ from bench.measure import CommandFailed, measure
 def test_time_memory_and_output_of_a_command(tmp_path: Path) -> None:
     program = "import time; hoard = b'x' * (80 << 20); print('held'); time.sleep(0.4)"
     measured = measure([sys.executable, "-c", program], output=tmp_path / "log")
-    assert 0.4 <= measured.seconds < 5
+    assert measured.seconds >= 0.4
     assert 80e6 < measured.client_peak_bytes < 130e6
     assert measured.output == "held\n"
 

@@ -16,13 +16,22 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
+async def connect(port: int, link: asyncio.Task[None]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect as soon as the link listens."""
+    while not link.done():
+        try:
+            return await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.01)
+    raise AssertionError(link.result())
+
+
 async def through_link(payload_bytes: int, *, delay_s: float, rate: float) -> tuple[float, float, int]:
     """Return (seconds of a one-byte round trip, seconds of the payload there and back, bytes back)."""
     target, listen = free_port(), free_port()
     async with await asyncio.start_server(echo, "127.0.0.1", target):
         link = asyncio.create_task(serve(listen, target, delay_s, rate))
-        await asyncio.sleep(0.1)
-        reader, writer = await asyncio.open_connection("127.0.0.1", listen)
+        reader, writer = await connect(listen, link)
         writer.write(b"1")
         await reader.readexactly(1)  # the connection stands
         began = time.monotonic()
@@ -42,5 +51,6 @@ async def through_link(payload_bytes: int, *, delay_s: float, rate: float) -> tu
 def test_delay_and_rate() -> None:
     round_trip_s, transfer_s, back = asyncio.run(through_link(1_000_000, delay_s=0.025, rate=1e6))
     assert back == 1_000_000
-    assert 0.05 <= round_trip_s < 0.1
-    assert 1.0 <= transfer_s < 1.5
+    # Not "and no slower": that depends on what else the machine does.
+    assert round_trip_s >= 0.05
+    assert transfer_s >= 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ def test_begin_waits_for_a_publish_that_is_under_way(part: Part) -> None:
         thread.start()
         assert not begun.wait(0.1)
         runs.check_run(part, header_of(run))
-    thread.join(5)
+    thread.join()
     assert begun.is_set()
 
 
@@ -156,10 +157,8 @@ def test_publishers_do_not_starve_a_commit(part: Part) -> None:
     for thread in threads:
         thread.start()
     try:
-        began = time.monotonic()
-        for position in range(5):
+        for position in range(5):  # a commit that starves never comes back
             runs.commit_run(part, run.run, run.epoch, run.incarnation, position)
-        assert time.monotonic() - began < 5
     finally:
         stop.set()
         for thread in threads:
@@ -443,15 +442,19 @@ def test_dir_cannot_tell_and_says_changed(part: Part) -> None:
     assert tip_changed_since_snapshot(part)
 
 
-def test_the_hot_path_is_cheap(part: Part) -> None:
+def test_the_hot_path_looks_twice_and_reads_nothing(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.begin_run(part, "", {})
     header = header_of(run)
     time.sleep(0.06)
-    runs.check_run(part, header)
-    best_s = 1.0
-    for _ in range(20):
-        began = time.perf_counter()
-        for _ in range(100):
-            runs.check_run(part, header)
-        best_s = min(best_s, (time.perf_counter() - began) / 100)
-    assert best_s < 20e-6
+    runs.check_run(part, header)  # now it is remembered
+    looks: list[object] = []
+    stat = os.stat
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "stat", lambda *arguments, **named: looks.append(arguments) or stat(*arguments, **named)
+        )
+        for name in ("open", "fstat", "listdir", "scandir"):
+            patch.delattr(os, name)
+        patch.setattr("builtins.open", None)
+        runs.check_run(part, header)
+    assert len(looks) == 2  # the state, and what tells that storage lost a write

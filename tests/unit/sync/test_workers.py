@@ -46,7 +46,7 @@ def test_the_lowest_number_goes_first() -> None:
 def test_orders_and_answers_larger_than_the_pipe_do_not_lock_up(threads: int) -> None:
     payload = os.urandom(1_500_000)
     with WorkerPool(lambda: lambda task: task, processes=1, threads=threads) as pool:
-        signal.alarm(20)  # the coordinator would wait for the worker, and the worker for it
+        signal.alarm(100)  # the coordinator would wait for the worker, and the worker for it
         try:
             for number in range(6):
                 pool.submit(number, payload)
