@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +57,23 @@ def test_going_back_three_versions_moves_the_differences_alone(store: Served, tm
     assert (tmp_path / "new" / "image").read_bytes() == first
     assert seeded.last["bytes_read"] < SIZE_BYTES * 3 // 100
     assert os.stat(tmp_path / "new" / "image").st_mtime_ns == os.stat(source / "image").st_mtime_ns
+
+
+def test_what_the_store_has_under_another_name_is_not_sent(store: Served, tmp_path: Path) -> None:
+    volume = store.create_volume("twins")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "small").write_bytes(os.urandom(100_000))
+    (source / "large").write_bytes(os.urandom(8 * MIB))
+    shutil.copy(source / "large", source / "large twin")
+    first = checked("sync", str(source), volume.url, "--json", environment=volume.environment).last
+    assert (first["failed"], first["copied"]) == (0, 1)
+    assert first["bytes_sent"] < 9 * MIB
+
+    shutil.copytree(source, tmp_path / "again")
+    (tmp_path / "again").rename(source / "again")
+    second = checked("sync", str(source), volume.url, "--json", environment=volume.environment).last
+    assert (second["failed"], second["copied"]) == (0, 3)
+    assert second["bytes_sent"] < 10_000
+    validate = ("validate", volume.url, "--full", "--wait", "--json")
+    assert checked(*validate, environment=volume.environment).last["verdict"] == "verified"

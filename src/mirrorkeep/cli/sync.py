@@ -147,6 +147,7 @@ def _show(result: RunResult, as_json: bool) -> None:
                 "changed": result.changed,
                 "removed": result.removed,
                 "moved": result.moved,
+                "copied": result.copied,
                 "unchanged": result.unchanged,
                 "failed": result.failed,
                 "bytes_read": result.bytes_read,

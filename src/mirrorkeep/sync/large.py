@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from mirrorkeep.errors import (
 )
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.sync.orders import Wanted
 from mirrorkeep.sync.session import WritableTree
 from mirrorkeep.sync.signing import wait_for_signatures
 from mirrorkeep.tree.native import NativeTree
@@ -39,7 +40,10 @@ SEGMENT_THREADS: Final = 3
 _ATTEMPTS: Final = 3
 _BLOCK_BYTES: Final = 1 << 20
 
-_SENT, _STAMPED, _PLACED = 1, 2, 3
+_SENT, _STAMPED, _PLACED, _COPIED = 1, 2, 3, 5
+
+Find = Callable[[bytes, int], bytes]
+"""Returns where the mirror has a content already, by its digest (hex) and size; nothing: not known."""
 
 
 class LargeTransfer:
@@ -51,36 +55,40 @@ class LargeTransfer:
         self._signatures = signatures
         self._waited = False
 
-    def send(
-        self, path: bytes, old_line: bytes, *, forced: bool, key: bytes = b"", source_line: bytes = b""
-    ) -> tuple[int, bytes, int]:
+    def send(self, wanted: Wanted, find: Find | None = None) -> tuple[int, bytes, int]:
         """Bring one file over; returns (action, new record line, bytes read).
 
+        With ``find`` it is hashed first, and copied on the mirror where that has its content already.
         Raises SourceChanged when the file would not hold still, and what reading or sending raises; the
         mirror then keeps what it had.
         """
         for attempt in range(_ATTEMPTS):
             try:
-                return self._attempt(path, old_line, forced=forced, key=key, source_line=source_line)
+                return self._attempt(wanted, find)
             except SourceChanged:
                 if attempt + 1 == _ATTEMPTS:
                     raise
-        raise SourceChanged(path=path)
+        raise SourceChanged(path=wanted.path)
 
-    def _attempt(
-        self, path: bytes, old_line: bytes, *, forced: bool, key: bytes, source_line: bytes
-    ) -> tuple[int, bytes, int]:
+    def _attempt(self, wanted: Wanted, find: Find | None) -> tuple[int, bytes, int]:
+        path, key = wanted.path, wanted.key
         fields, status = self._master.describe(path)
         fd = self._master.open_content(path)
         try:
             if not self._master.settled(status, fd):
                 raise SourceChanged(path=path)
-            base_line = source_line if key else old_line
-            known = parse_record(base_line, check=False).hash if base_line and not forced else b""
+            base_line = wanted.source_line if key else wanted.old_line
+            known = parse_record(base_line, check=False).hash if base_line and not wanted.forced else b""
             if known and status.st_size == parse_record(base_line, check=False).size:
                 digest = self._unchanged_digest(fd, path, status.st_size, known)
                 if digest == known and self._master.settled(status, fd):
                     return self._stamp_or_place(path, fields, digest, key, status.st_size)
+            digest = b""
+            if find is not None:
+                digest = hash_content(fd, status.st_size, self._master.digest)
+                line = _line(path, fields, digest, self._master.digest)
+                if self._copy(find(digest, status.st_size), line) and self._master.settled(status, fd):
+                    return _COPIED, line, status.st_size
             signature = (
                 self._signature(path, known, parse_record(base_line, check=False).size)
                 if known and not key
@@ -89,7 +97,7 @@ class LargeTransfer:
             base = base_fields(known, self._master.digest) if signature is not None else {}
             sending = _Sending(self._slave, path, fd, status.st_size, signature, base)
             try:
-                digest = sending.run(self._master.digest)
+                digest = sending.run(self._master.digest, digest)
                 if not self._master.settled(status, fd):
                     raise SourceChanged(path=path)
                 line = _line(path, fields, digest, self._master.digest)
@@ -120,6 +128,10 @@ class LargeTransfer:
         if failures:
             raise NotFound(what=path)
         return (_PLACED if key else _STAMPED), line, size_bytes
+
+    def _copy(self, source: bytes, line: bytes) -> bool:
+        """Have the mirror copy what it has at ``source``; returns whether it did."""
+        return bool(source) and not self._slave.apply([Frame(Op.COPY, line, source)])
 
     def _signature(self, path: bytes, known: bytes, size_bytes: int) -> Signature | None:
         """Return the signature of what the mirror has: from the cache, else from the store."""
@@ -159,10 +171,10 @@ class _Sending:
         self._written: list[Segment] = []
         self._stop = False
 
-    def run(self, digest_name: str) -> bytes:
-        """Send every segment that differs; returns the digest (hex) of the whole."""
+    def run(self, digest_name: str, known: bytes = b"") -> bytes:
+        """Send every segment that differs; returns the digest (hex) of the whole, made unless ``known``."""
         with ThreadPoolExecutor(SEGMENT_THREADS + 1, thread_name_prefix="segment") as pool:
-            whole = pool.submit(hash_content, self._fd, self._size_bytes, digest_name)
+            whole = pool.submit(hash_content, self._fd, self._size_bytes, digest_name) if not known else None
             segments = plan_segments(self._size_bytes)
             lock = threading.Lock()
             workers = [pool.submit(self._take, segments, lock) for _ in range(SEGMENT_THREADS)]
@@ -172,7 +184,7 @@ class _Sending:
             except BaseException:
                 self._stop = True
                 raise
-            return whole.result()
+            return whole.result() if whole is not None else known
 
     def finish(self, line: bytes) -> None:
         """Publish what was sent under the new record."""

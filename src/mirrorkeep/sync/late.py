@@ -21,6 +21,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.manifest.spill import SpilledList, SpilledSort
 from mirrorkeep.manifest.writer import ManifestSummary
+from mirrorkeep.sync.contents import Repeats
 from mirrorkeep.sync.dispatch import Dispatcher, FrameQueue
 from mirrorkeep.sync.journal import Item, Journal, Late, assemble
 from mirrorkeep.sync.orders import Outcome, Wanted
@@ -49,6 +50,7 @@ class LatePhases:
         self._sources = SpilledSort(_folder(work, "sources"))
         self._outcomes = SpilledSort(_folder(work, "outcomes"))
         self._records: BinaryIO = open(os.path.join(work, "late.records"), "wb", buffering=1 << 18)
+        self.repeats = Repeats(work)
         self._removals = 0
         self._source_count = 0
         self._stamp_count = 0
@@ -129,6 +131,7 @@ class LatePhases:
         for spilled in (self._files, self._others, self._stamps, self._sources, self._outcomes):
             spilled.close()
         self._records.close()
+        self.repeats.close()
 
     # --- renames ---------------------------------------------------------------------------------
 
@@ -191,6 +194,7 @@ class LatePhases:
 
     def _bring_over(self, journal: Journal, matches: SpilledSort) -> SpilledList:
         links = SpilledList(self._work)
+        self.repeats.begin(journal.text_path)
         sources = iter(matches)
         source = next(sources, b"")
         for number, late in enumerate(journal.late_items()):
@@ -204,11 +208,16 @@ class LatePhases:
             item.link_to = self._run.leader_of(item)
             if item.link_to:
                 links.append(item.pack())
-            else:
+            elif not self.repeats.choose(item, wanted):
                 self._dispatch.send(item, wanted)
                 self._run.tick()
         self._dispatch.wait()
         matches.close()
+        self._records.flush()
+        for item, wanted in self.repeats.second_round(self._records.name):
+            self._dispatch.send(item, wanted)
+            self._run.tick()
+        self._dispatch.wait()
         return links
 
     def _link(self, links: SpilledList) -> None:

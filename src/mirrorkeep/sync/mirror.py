@@ -224,7 +224,11 @@ class MirrorRun:
         kind = kind_of_blob(blob)
         if kind == keys.DIRECTORY:
             self._send(item)
-        elif (kind == keys.FILE and self._is_further_link(item)) or not self._first_run:
+        elif (
+            (kind == keys.FILE and self._is_further_link(item))
+            or not self._first_run
+            or self._late.repeats.should_wait(item)
+        ):
             self._defer(item)
         else:
             self._send(item)
@@ -314,6 +318,7 @@ class MirrorRun:
 
     def _defer(self, item: Item) -> None:
         item.late = True
+        self._late.repeats.note_waiting(item)
         self._journal.add(item)
         self._intend(item)
         self._go_on()
@@ -352,6 +357,9 @@ class MirrorRun:
         item.blob = settled_blob(item.blob, read_started_ns)
         if outcome.action == Action.PLACED:
             self.result.moved += 1
+        elif outcome.action == Action.COPIED:
+            self.result.new += 1
+            self.result.copied += 1
         elif item.old_line:
             self.result.changed += 1
         else:

@@ -40,6 +40,8 @@ class RunResult:
     removed: int = 0
     unchanged: int = 0
     moved: int = 0
+    copied: int = 0
+    """New files that the mirror made from content it had already; they are counted in ``new`` too."""
     failed: int = 0
     bytes_read: int = 0
     bytes_sent: int = 0

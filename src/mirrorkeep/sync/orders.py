@@ -25,6 +25,8 @@ class Action(enum.IntEnum):
     STAMPED = 2
     PLACED = 3
     DESCRIBED = 4
+    COPIED = 5
+    """Made on the mirror from content that it had under another name."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class Wanted:
     """The leader of its hard-link group; the entry becomes another name of it."""
     digest: bytes = b""
     """Digest (hex) of the leader's content."""
+    contents: tuple[str, ...] = ()
+    """Texts of records in whose indexes the content may be found (``contents.ContentIndex``)."""
 
 
 @dataclass(slots=True)

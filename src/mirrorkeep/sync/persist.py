@@ -50,7 +50,7 @@ def execute_run(make_run: Callable[[], MirrorRun]) -> tuple[MirrorRun, RunResult
 
 
 def _add(result: RunResult, earlier: RunResult) -> None:
-    for name in ("new", "changed", "moved", "bytes_read", "bytes_sent"):
+    for name in ("new", "changed", "moved", "copied", "bytes_read", "bytes_sent"):
         setattr(result, name, getattr(result, name) + getattr(earlier, name))
     # What an earlier one had committed looked unchanged to the last, or was looked at again.
     result.unchanged = max(0, result.unchanged - earlier.new - earlier.changed - earlier.moved)

@@ -40,7 +40,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.sync.large import hash_content, new_hasher
 from mirrorkeep.sync.orders import ABORTING
-from mirrorkeep.sync.seed import WORTH, DistantMaster, Seed, Stretch, find_pieces
+from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_pieces
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
 
@@ -99,8 +99,9 @@ class LargeFetch:
         self._master = master
         self._slave = slave
         self._seed = seed
+        self._signer = master if isinstance(master, Signer) else None
         self._fetching: ThreadPoolExecutor | None = None
-        if isinstance(master, DistantMaster):
+        if self._signer is not None:
             self._fetching = ThreadPoolExecutor(RANGES_IN_FLIGHT, thread_name_prefix="fetch")
 
     def bring(
@@ -148,10 +149,10 @@ class LargeFetch:
         same_size = size_bytes == record.size and not known_to_differ
         if same_size and hash_content(fd, size_bytes, _digest_of(record)) == record.hash:
             return [Stretch(0, size_bytes, 0)]
-        if not isinstance(self._master, DistantMaster):
+        if self._signer is None:
             return []  # what is near is read as fast as it is searched
         try:
-            data = self._master.signature(path, record.size)
+            data = self._signer.signature(path, record.size)
             done.read_bytes += len(data)
             signature = Signature.load(data, base_bytes=record.size)
             return find_pieces(signature, fd, size_bytes, record.size)

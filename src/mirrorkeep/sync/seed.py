@@ -24,7 +24,6 @@ from mirrorkeep.delta.difference import Difference
 from mirrorkeep.delta.segments import plan_segments
 from mirrorkeep.delta.signature import Signature
 from mirrorkeep.errors import SourceChanged
-from mirrorkeep.tree.protocol import Master
 
 WORTH: Final = 64
 """A seed is searched when it has at least one byte for so many of the wanted file."""
@@ -33,8 +32,8 @@ MERGE_BYTES: Final = 32 * 1024
 
 
 @runtime_checkable
-class DistantMaster(Master, Protocol):
-    """A master behind a wire: every byte costs, and it signs what it has."""
+class Signer(Protocol):
+    """A master behind a wire, where every byte costs: it signs what it has."""
 
     def signature(self, path: bytes, size_bytes: int | None = None) -> bytes:
         """Return a librsync signature of the file at ``path``, whose size the caller may know."""

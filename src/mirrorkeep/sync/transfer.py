@@ -17,6 +17,7 @@ from mirrorkeep.delta.cache import SignatureCache
 from mirrorkeep.errors import MirrorkeepError, NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record
+from mirrorkeep.sync.contents import Known
 from mirrorkeep.sync.large import LargeTransfer
 from mirrorkeep.sync.orders import (
     ABORTING,
@@ -51,6 +52,7 @@ class Transfer:
         self._slave = slave
         self._large = LargeTransfer(master, slave, signatures)
         self._call = call
+        self._known = Known()
 
     def __call__(self, order: Order) -> Report:
         """Carry out one order."""
@@ -86,7 +88,7 @@ class Transfer:
                 outcomes.append(Outcome(Action.FAILED, b"", frame.code, frame.detail))
                 continue
             report.read_bytes += len(frame.data)
-            outcome, sending = _choose(wanted[number], frame)
+            outcome, sending = self._copy(wanted[number], frame) or _choose(wanted[number], frame)
             outcomes.append(outcome)
             if sending is not None:
                 outgoing.append(sending)
@@ -97,7 +99,7 @@ class Transfer:
         retry: list[tuple[int, Frame]] = []
         for failure in refused:
             number = places[failure.index]
-            if outcomes[number].action in (Action.STAMPED, Action.PLACED):
+            if outcomes[number].action in (Action.STAMPED, Action.PLACED, Action.COPIED):
                 retry.append((number, outgoing[failure.index]))
             else:
                 outcomes[number] = Outcome(Action.FAILED, b"", failure.code, failure.detail)
@@ -121,6 +123,13 @@ class Transfer:
                 fields[keys.HASH_NAME] = b"blake3"
             yield Frame(Op.HARD_LINK, format_record(one.path, fields))
 
+    def _copy(self, wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame] | None:
+        """Return the copy of what the mirror has already; None where the content is not known to be there."""
+        if not wanted.contents or frame.op != Op.PUT:
+            return None
+        source = self._known.find(wanted, digest_of_line(frame.line), len(frame.data))
+        return (Outcome(Action.COPIED, frame.line), Frame(Op.COPY, frame.line, source)) if source else None
+
     def _send_content(self, wanted: list[Wanted], numbers: list[int], report: Report) -> None:
         """The mirror lacks what a stamp or a move counted on: send those entries whole."""
         outcomes = report.outcomes
@@ -141,13 +150,8 @@ class Transfer:
 
     def _send_large(self, wanted: Wanted, report: Report) -> None:
         try:
-            action, line, read_bytes = self._large.send(
-                wanted.path,
-                wanted.old_line,
-                forced=wanted.forced,
-                key=wanted.key,
-                source_line=wanted.source_line,
-            )
+            find = (lambda *content: self._known.find(wanted, *content)) if wanted.contents else None
+            action, line, read_bytes = self._large.send(wanted, find)
         except MirrorkeepError as error:
             if error.code in ABORTING:
                 raise
