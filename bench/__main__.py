@@ -13,14 +13,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench import cases, plot, report, scale, wan
+from bench import cases, described, plot, report, scale, wan
 from bench.measure import CommandFailed
 from bench.trees import Shape
 from rig import scratch
 from rig.served import ServedError
 
 NORMAL = (*cases.SMALL_CASES, *cases.LARGE_CASES)
-EXTRA = ("wan-large", "wan-small", "scale")
+EXTRA = ("wan-large", "wan-small", "scale", "described")
 TOOLS = ("mirrorkeep", "rsync", "restic", "borg")
 
 
@@ -35,7 +35,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=(*NORMAL, *EXTRA), metavar="CASE", default=[])
     parser.add_argument("--tools", default=",".join(TOOLS), metavar="A,B", help="which tools take part")
     parser.add_argument("--driver", default="btrfs", choices=("btrfs", "dir"), help="storage of ours")
-    parser.add_argument("--entries", type=int, default=1_000_000, metavar="N", help="files of case scale")
+    parser.add_argument(
+        "--entries", type=int, default=1_000_000, metavar="N", help="files of the cases scale and described"
+    )
     parser.add_argument("--folder", type=Path, help="where images lie (a fresh folder in /var/tmp)")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where results go")
     return parser.parse_args(argv)
@@ -74,6 +76,8 @@ def main(argv: list[str]) -> int:
             samples += wan.run(plan)
         if plan.wants("scale"):
             samples += scale.run(plan, chosen.entries)
+        if plan.wants("described"):
+            samples += described.run(plan, chosen.entries)
     except (CommandFailed, ServedError, scratch.ScratchError) as error:
         print(f"the benchmark failed: {error}", file=sys.stderr)
         return 1

@@ -39,6 +39,10 @@ TITLES = {
     "wan-small": "10,000 small files, slow and distant",
     "scale-first": "first copy, many entries",
     "scale-same": "nothing changed, many entries",
+    "described-close": "close with a manifest of many entries",
+    "described-found": "validation that finds nothing of it",
+    "described-emptied": "run that removes all of it",
+    "described-settled": "validation of what is left",
 }
 
 
