@@ -17,6 +17,7 @@ import click
 
 from mirrorkeep import __version__
 from mirrorkeep.errors import MirrorkeepError
+from mirrorkeep.tree.allocator import collect_rarely
 
 COMMANDS: Final = {
     "sync": ("mirrorkeep.cli.sync:sync", "Mirror a folder to a store."),
@@ -67,6 +68,7 @@ def program() -> None:
 def main() -> None:
     """Run the command line; never returns."""
     wants_json = "--json" in sys.argv
+    collect_rarely()
     try:
         status = program.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -159,6 +159,10 @@ class Request:
         Raises ClientGone when the connection ended first, RequestTimeout when nothing came for
         ``idle_timeout_s``, LengthMismatch when Content-Length was not kept.
         """
+        return _joined(await self._read_pieces(BATCH_BYTES))
+
+    async def _read_pieces(self, limit_bytes: int) -> list[bytes]:
+        """Return the next pieces of the body, ``limit_bytes`` or one piece more; [] at the end."""
         pieces: list[bytes] = []
         size = 0
         receive = self._receive
@@ -168,7 +172,7 @@ class Request:
             async with asyncio.timeout(self.idle_timeout_s) as idle:
                 step_s = min(1.0, self.idle_timeout_s / 8)
                 put_off_s = loop.time() + step_s
-                while not self._ended and size < BATCH_BYTES:
+                while not self._ended and size < limit_bytes:
                     message = await receive()
                     if message["type"] != "http.request":
                         raise ClientGone
@@ -187,18 +191,18 @@ class Request:
         announced = self.announced_bytes
         if self._ended and announced is not None and announced != self.received_bytes:
             raise LengthMismatch(path="body", expected=announced, actual=self.received_bytes)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return pieces
 
     async def collect(self, limit_bytes: int) -> bytes:
         """Return the whole body as sent, at most ``limit_bytes``; raises TooLarge early where it can."""
         if (self.announced_bytes or 0) > limit_bytes:
             raise TooLarge(detail=f"the body is larger than {limit_bytes} bytes")
         pieces: list[bytes] = []
-        while batch := await self.read_batch():
-            pieces.append(batch)
+        while some := await self._read_pieces(limit_bytes - self.received_bytes + 1):
+            pieces += some
             if self.received_bytes > limit_bytes:
                 raise TooLarge(detail=f"the body is larger than {limit_bytes} bytes")
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return _joined(pieces)
 
     async def drain(self) -> None:
         """Take and forget what is left of a body, within reason, so that a client that sends before it
@@ -217,6 +221,10 @@ class Request:
             message = await self._receive()
             if message["type"] != "http.request":
                 return
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Unpacker:

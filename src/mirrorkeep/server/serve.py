@@ -38,7 +38,7 @@ from mirrorkeep.errors import AlreadyExists, BadUsage, MirrorkeepError, NotFound
 from mirrorkeep.server.api import uploads_folder
 from mirrorkeep.server.app import App, create_app
 from mirrorkeep.store.pool import Store
-from mirrorkeep.tree.allocator import keep_freed_memory
+from mirrorkeep.tree.allocator import collect_rarely, keep_freed_memory
 
 PR_SET_PDEATHSIG: Final = 1
 TAKE_OVER_S: Final = 10.0
@@ -126,6 +126,7 @@ def load_app(data: str, supervisor: int) -> App:
     # Modes are given to every call that makes something; the mask must not take bits off them.
     os.umask(0)
     keep_freed_memory()
+    collect_rarely()
     _hold_as_worker(data)
     return create_app(data)
 
