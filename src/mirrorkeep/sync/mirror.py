@@ -236,6 +236,7 @@ class MirrorRun:
     def removed(self, path: bytes, line: bytes) -> None:
         """Note an entry that is to go."""
         self._late.remove(path, line)
+        self._go_on()
 
     def unreadable(self, path: bytes, detail: str) -> None:
         """Report an entry that could not be looked at."""
