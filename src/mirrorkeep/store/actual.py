@@ -6,7 +6,7 @@ Not here: comparing it with anything.  Nothing is stored; the manifest is made i
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 _PIECE_BYTES: Final = 256 * 1024
 
 
-def write_actual(tree: StoredTree) -> Iterator[bytes]:
-    """Yield the text of the manifest of ``tree``, in pieces of about 256 KiB."""
+def write_actual(tree: StoredTree, doubted: Sequence[tuple[int, int]] = ()) -> Iterator[bytes]:
+    """Yield the text of the manifest of ``tree``, in pieces of about 256 KiB.
+
+    Files of a generation in a ``doubted`` span, after its first and up to its second number, have no digest.
+    """
     from mirrorkeep.manifest.writer import ManifestWriter
 
     buffer = io.BytesIO()
     writer = ManifestWriter(buffer, {b"source": b"actual"})
-    for _, line in tree.actual_records():
+    for _, line in tree.actual_records(doubted):
         writer.add(line)
         if buffer.tell() >= _PIECE_BYTES:
             yield _taken(buffer)

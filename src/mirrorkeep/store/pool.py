@@ -132,10 +132,17 @@ class Store:
         record = self._records.read(self._incarnation_path)
         return record["incarnation"] if record else "none"
 
+    @property
+    def started_ns(self) -> int:
+        """When the incarnation began, in nanoseconds since 1970; 0 when that is not known."""
+        record = self._records.read(self._incarnation_path)
+        return int(record.get("started_ns", 0)) if record else 0
+
     def start_incarnation(self) -> str:
         """Begin a new incarnation: on start, and after the storage lost a write.  Returns it."""
         incarnation = secrets.token_hex(8)
-        write_record(self._incarnation_path, {"incarnation": incarnation, "pid": os.getpid()})
+        record = {"incarnation": incarnation, "pid": os.getpid(), "started_ns": time.time_ns()}
+        write_record(self._incarnation_path, record)
         self._records.forget(self._incarnation_path)
         return incarnation
 

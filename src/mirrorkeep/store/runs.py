@@ -18,11 +18,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mirrorkeep.errors import MalformedRequest, NotFound, RunSuperseded, StoreRestarted
+from mirrorkeep.store import doubt
 from mirrorkeep.store.closing import finish_closing, free_name, make_durable, patch_stamp
 from mirrorkeep.store.history import iso_time
 from mirrorkeep.store.intake import Manifest, discard_manifest, receive_manifest
@@ -169,6 +171,7 @@ def commit_run(part: Part, run: str, epoch: int, incarnation: str, position: Any
     with part.frozen():
         state = part.state()
         _check(part, state.run, run, epoch, incarnation)
+        now_ns = time.time_ns()
         make_durable(part)
         last: dict[str, Any] = (
             state.commits[-1] if state.commits else {"run": "", "commit": 0, "position": None}
@@ -176,7 +179,10 @@ def commit_run(part: Part, run: str, epoch: int, incarnation: str, position: Any
         if last["run"] == run and last["position"] == position:
             return int(last["commit"])
         commit = {"run": run, "commit": last["commit"] + 1, "position": position}
-        part.change_state(state, commits=[*state.commits, commit][-_COMMITS_KEPT:])
+        commits = [*state.commits, commit][-_COMMITS_KEPT:]
+        part.change_state(
+            state, commits=commits, **doubt.committed(state, part.volume.store.started_ns, now_ns)
+        )
         return int(commit["commit"])
 
 
@@ -256,6 +262,7 @@ def _decide_close(
         _check(part, state.run, run, epoch, incarnation)
         assert state.run is not None
         part.tree().recover()  # a move that a worker's death cut off
+        now_ns = time.time_ns()
         make_durable(part)
         now = part.volume.store.clock()
         closing = {
@@ -268,14 +275,17 @@ def _decide_close(
             "time": iso_time(now),
             "patch": state.run["patch"],
         }
-        part.change_state(state, closing=closing)
+        part.change_state(state, closing=closing, **doubt.closed(now_ns))
 
 
 # --- what is really there ---------------------------------------------------------------------------
 
 
 def actual_manifest(part: Part) -> Iterator[bytes]:
-    """Yield a manifest of what the tip really holds, made from its sidecars, in pieces (MAN-49)."""
+    """Yield a manifest of what the tip really holds, made from its sidecars, in pieces (MAN-49).
+
+    Content that no commit confirmed, written by a service that is gone, has no digest in it (``doubt``).
+    """
     from mirrorkeep.store.actual import write_actual
 
-    yield from write_actual(part.tree())
+    yield from write_actual(part.tree(), doubt.doubted_spans(part.state(), part.volume.store.started_ns))

@@ -40,7 +40,8 @@ class PartState:
     ``run``: the open run as ``{"id", "epoch", "source", "begun", "patch"}``; ``commits``: the last two
     commits as ``{"run", "commit", "position"}``, newest last; ``manifest``: of the last closed run as
     ``{"digest", "entries", "bytes"}``; ``closing``: a close that is to be rolled forward; ``closed``: the
-    answer to the last close.  ``dirty``: the tip may differ from ``manifest``.
+    answer to the last close.  ``dirty``: the tip may differ from ``manifest``.  ``durable_ns``: when the last
+    flush began (None: not known), ``doubted``: see ``doubt``.
     """
 
     epoch: int = 0
@@ -51,6 +52,8 @@ class PartState:
     sequence: int = 0
     closing: dict[str, Any] | None = None
     closed: dict[str, Any] | None = None
+    durable_ns: int | None = None
+    doubted: list[list[int]] = field(default_factory=list)
 
     @property
     def manifest_digest(self) -> str:
@@ -163,13 +166,14 @@ class Volume:
         other = self._in_the_way(path)
         if other is not None:
             raise PartNesting(path=path or b"the volume", other=other or b"that is the whole volume")
-        dirty = self._create_root(path)
+        # What lies there was written plainly, and was durable before that was answered.
+        state = PartState(dirty=self._create_root(path), durable_ns=time.time_ns())
         making = os.path.join(self._records, f"{ROOT_KEY}{key}")
         shutil.rmtree(making, ignore_errors=True)
         with storage_errors(making):
             for inner in ("snapshots", "verdicts", "findings"):
                 make_folder(os.path.join(making, inner), 0o700)
-            write_record(os.path.join(making, "state.json"), asdict(PartState(dirty=dirty)))
+            write_record(os.path.join(making, "state.json"), asdict(state))
             os.rename(making, os.path.join(self._records, key))
             flush_directory(self._records)
 

@@ -109,9 +109,9 @@ class StoredTree:
         """
         return walk_tree(self.placement, top)
 
-    def actual_records(self) -> Iterator[tuple[bytes, bytes]]:
+    def actual_records(self, doubted: Sequence[tuple[int, int]] = ()) -> Iterator[tuple[bytes, bytes]]:
         """Yield (path, line) of what is really stored, in manifest order; see ``stored_read``."""
-        return actual_records(self.placement)
+        return actual_records(self.placement, doubted)
 
     def check(self, path: bytes, line: bytes, *, content: bool) -> list[Finding]:
         """Compare the stored entry at ``path`` with the manifest line; see ``stored_check``."""

@@ -299,18 +299,22 @@ def walk_tree(placement: Placement, top: bytes = b"") -> Iterator[StoredEntry]:
                 yield entry
 
 
-def actual_records(placement: Placement) -> Iterator[tuple[bytes, bytes]]:
+def actual_records(
+    placement: Placement, doubted: Sequence[tuple[int, int]] = ()
+) -> Iterator[tuple[bytes, bytes]]:
     """Yield (path, line) of what is really stored, in manifest order.
 
     An entry whose native state agrees with its sidecar has the sidecar's line.  One that disagrees, or
-    has no sidecar, is described as it is, without a digest, so that a compare sends it again.  Lost data
-    is left out.
+    has no sidecar, is described as it is, without a digest, so that a compare sends it again; so is a file
+    whose generation lies in a ``doubted`` span, after its first and up to its second number.  Lost data is
+    left out.
     """
     from mirrorkeep.tree.stored_check import compare_native
 
     for entry in walk_tree(placement):
         record = entry.record
-        if record is not None and not compare_native(placement, entry, record):
+        doubtful = entry.kind == keys.FILE and any(a < entry.generation <= b for a, b in doubted)
+        if record is not None and not doubtful and not compare_native(placement, entry, record):
             line = entry.sidecar.line if entry.sidecar is not None else b""
             yield entry.path, line if record.path == entry.path else format_record(entry.path, record.fields)
         elif entry.native is not None:
