@@ -2,23 +2,27 @@
 
 Every command takes either form, text or binary, and ``-`` for standard input; ``--partial`` accepts the
 beginning of a manifest.  Results go to stdout (with ``--json`` one object a line), messages to stderr.
-Not here: what the bytes mean (``mirrorkeep.manifest``).  A crash leaves at most ``OUTPUT.unfinished``.
+Not here: what the bytes mean (``mirrorkeep.manifest``), manifests of parts and sets (``manifest_parts``).  A
+crash leaves at most ``OUTPUT.unfinished``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import click
 
+from mirrorkeep.cli.manifest_output import (
+    as_text,
+    print_json,
+    report_written,
+    shown,
+    target_stream,
+    text_fields,
+)
+from mirrorkeep.cli.manifest_parts import create, extract, make_set, verify
 from mirrorkeep.errors import MalformedManifest, printable
-from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.binary import BinaryReader
 from mirrorkeep.manifest.convert import convert_manifest, open_manifest
 from mirrorkeep.manifest.difference import READ_TRACES, compare_manifests
@@ -56,14 +60,14 @@ def show(files: tuple[BinaryIO, ...], partial: bool, as_json: bool) -> None:
     for file in files:
         reader = open_manifest(file, partial=partial)
         if as_json:
-            _print_json({"header": _text_fields(reader.header)})
+            print_json({"header": text_fields(reader.header)})
         for record in reader:
             if as_json:
-                _print_json({"path": _text(record.path), "fields": _text_fields(record.fields)})
+                print_json({"path": as_text(record.path), "fields": text_fields(record.fields)})
             else:
                 click.echo(_entry_line(record))
         if as_json and reader.trailer:
-            _print_json({"trailer": _text_fields(reader.trailer)})
+            print_json({"trailer": text_fields(reader.trailer)})
 
 
 @manifest.command()
@@ -83,7 +87,7 @@ def check(context: click.Context, files: tuple[BinaryIO, ...], partial: bool, as
         sound = sound and bool(result["ok"])
         headers.append(result.pop("header"))
         if as_json:
-            _print_json(result)
+            print_json(result)
         else:
             said = f"{result['entries']} entries, sound" if result["ok"] else result["detail"]
             click.echo(f"{result['file']}: {said}")
@@ -91,7 +95,7 @@ def check(context: click.Context, files: tuple[BinaryIO, ...], partial: bool, as
         for index in missing:
             sound = False
             if as_json:
-                _print_json({"set": _text(name), "missing": index})
+                print_json({"set": as_text(name), "missing": index})
             else:
                 click.echo(f"set {printable(name)}: part {index} is missing")
     context.exit(0 if sound else 1)
@@ -137,12 +141,12 @@ def diff(
     found = False
     for item in compare_manifests(before, after, ignored=ignored):
         found = True
-        names = [_text(name) for name in item.fields]
+        names = [as_text(name) for name in item.fields]
         if as_json:
-            _print_json({"path": _text(item.path), "change": item.change, "fields": names})
+            print_json({"path": as_text(item.path), "change": item.change, "fields": names})
         else:
             click.echo(
-                f"{item.change:8}{_shown(item.path)}{'  ' + printable(','.join(names)) if names else ''}"
+                f"{item.change:8}{shown(item.path)}{'  ' + printable(','.join(names)) if names else ''}"
             )
     context.exit(4 if found and exit_code else 0)
 
@@ -158,13 +162,13 @@ def merge(files: tuple[BinaryIO, ...], output: str | None, partial: bool, as_jso
     Example: mirrorkeep manifest merge --partial old.manifest interrupted.manifest -o merged.manifest
     """
     readers = [open_manifest(file, partial=partial and index > 0) for index, file in enumerate(files)]
-    with _target(output) as stream:
+    with target_stream(output) as stream:
         first = readers[0]
         writer = ManifestWriter(stream, first.header, digest=first.digest_name)
         for record in merge_records(*readers):
             writer.add(format_record(record.path, record.fields))
         summary = writer.finish()
-    _report(output, as_json, entries=summary.entries, digest=summary.digest, bytes=summary.size_bytes)
+    report_written(output, as_json, entries=summary.entries, digest=summary.digest, bytes=summary.size_bytes)
 
 
 @manifest.command()
@@ -178,10 +182,10 @@ def convert(file: BinaryIO, output: str | None, form: str | None, partial: bool,
 
     Example: mirrorkeep manifest convert today.manifest --to binary -o today.binary
     """
-    with _target(output) as stream:
+    with target_stream(output) as stream:
         binary = None if form is None else form == "binary"
         entries = convert_manifest(file, stream, binary=binary, partial=partial)
-    _report(output, as_json, entries=entries)
+    report_written(output, as_json, entries=entries)
 
 
 @manifest.command()
@@ -200,27 +204,9 @@ def summary(files: tuple[BinaryIO, ...], depth: int | None, partial: bool, as_js
             if depth is not None and level > depth:
                 continue
             if as_json:
-                _print_json({"path": _text(usage.path), "bytes": usage.size_bytes, "entries": usage.entries})
+                print_json({"path": as_text(usage.path), "bytes": usage.size_bytes, "entries": usage.entries})
             else:
-                click.echo(f"{usage.size_bytes}\t{_shown(usage.path)}")
-
-
-# --- printing ---------------------------------------------------------------------------------
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def _shown(path: bytes) -> str:
-    """Return a path for people; control characters as escapes, so that no name moves the cursor."""
-    text = printable(path) or "."
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _text_fields(fields: dict[bytes, bytes]) -> dict[str, str]:
-    """Return the fields as a user sees them: without the internal ones (MAN-19)."""
-    return {_text(k): _text(v) for k, v in fields.items() if not k.startswith(keys.INTERNAL_PREFIX)}
+                click.echo(f"{usage.size_bytes}\t{shown(usage.path)}")
 
 
 def _entry_line(record: Record) -> str:
@@ -229,37 +215,8 @@ def _entry_line(record: Record) -> str:
         when = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError, OSError):  # a year beyond the calendar
         when = str(seconds)
-    return f"{record.mode:06o} {record.size:>13} {when:>19} {_shown(record.path)}"
+    return f"{record.mode:06o} {record.size:>13} {when:>19} {shown(record.path)}"
 
 
-def _print_json(item: dict[str, Any]) -> None:
-    click.echo(json.dumps(item))
-
-
-@contextlib.contextmanager
-def _target(output: str | None) -> Iterator[BinaryIO]:
-    """Yield the stream to write to; a named file appears only when everything was written."""
-    if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    unfinished = output + ".unfinished"
-    try:
-        with open(unfinished, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, output)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(unfinished)
-        raise
-
-
-def _report(output: str | None, as_json: bool, **result: Any) -> None:
-    """Say what was written; never on stdout when the manifest itself goes there."""
-    to_stderr = output is None
-    if as_json:
-        click.echo(json.dumps({"file": output, **result}), err=to_stderr)
-    elif not to_stderr:
-        click.echo(f"{output}: {result['entries']} entries", err=True)
+for _command in (create, extract, make_set, verify):
+    manifest.add_command(_command)
