@@ -67,8 +67,10 @@ class Difference:
     for each thread inside :meth:`segment`.
     """
 
-    def __init__(self, signature: Signature, fd: int, size_bytes: int) -> None:
+    def __init__(self, signature: Signature, fd: int, size_bytes: int, *, origin: int = 0) -> None:
+        """Compare ``size_bytes`` of ``fd`` from byte ``origin`` on, which counts as the file's first."""
         self._signature = signature
+        self._origin = origin
         self._fd = fd
         self._size_bytes = size_bytes
         self._shifts = Shifts()
@@ -106,6 +108,7 @@ class Difference:
     def _read(self, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end``; not into a buffer, whose clearing holds the interpreter lock."""
         pieces: list[bytes] = []
+        start, end = start + self._origin, end + self._origin
         while start < end:
             piece = os.pread(self._fd, end - start, start)
             if not piece:

@@ -42,7 +42,7 @@ def patch_file(place: Place, change: Change, line: bytes, now_ns: int, *, durabl
     if not line:
         size = change.end if change.truncate else max(entry.size, change.end)
         fields = dict(entry.record.fields) if entry.record is not None else {keys.TYPE: keys.FILE}
-        for stale in (keys.HASH, keys.HASH_NAME, keys.SPARSE, keys.HARD_LINK):
+        for stale in (keys.HASH, keys.HASH_NAME, keys.SPARSE, keys.SEGMENTS, keys.HARD_LINK):
             fields.pop(stale, None)
         fields |= {keys.SIZE: b"%d" % size, keys.MTIME: format_time_ns(now_ns)}
         line = format_record(place.path, fields)

@@ -9,6 +9,7 @@ Memory: a few segments.  A crash leaves an unfinished transaction, which expires
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -16,16 +17,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from blake3 import blake3
+
 from mirrorkeep.delta.cache import SignatureCache
-from mirrorkeep.delta.difference import ChangeKind, Difference
-from mirrorkeep.delta.segments import plan_segments
+from mirrorkeep.delta.difference import ChangeKind, Difference, SegmentChange
+from mirrorkeep.delta.segments import (
+    DIGEST_BYTES,
+    SEGMENT_BYTES,
+    Span,
+    digest_segments,
+    pack_digests,
+    plan_segments,
+    segment_digest,
+    unpack_digests,
+)
 from mirrorkeep.delta.signature import Signature
 from mirrorkeep.errors import (
     EngineMissing,
     MalformedDelta,
     MalformedSignature,
     MirrorkeepError,
-    NotFound,
     SourceChanged,
 )
 from mirrorkeep.manifest import keys
@@ -82,12 +93,20 @@ class LargeTransfer:
             if known and status.st_size == parse_record(base_line, check=False).size:
                 digest = self._unchanged_digest(fd, path, status.st_size, known)
                 if digest == known and self._master.settled(status, fd):
-                    return self._stamp_or_place(path, fields, digest, key, status.st_size)
+                    fields.update(_segments_of(base_line))
+                    if done := self._stamp_or_place(path, fields, digest, key, status.st_size):
+                        return done
+                    known = b""  # the mirror lacks what that counted on
             digest = b""
             if find is not None:
                 digest = hash_content(fd, status.st_size, self._master.digest)
-                line = _line(path, fields, digest, self._master.digest)
-                if self._copy(find(digest, status.st_size), line) and self._master.settled(status, fd):
+                source = find(digest, status.st_size)
+                if (
+                    source
+                    and self._copy(source, path, fields, digest, fd)
+                    and self._master.settled(status, fd)
+                ):
+                    line = _line(path, fields, digest, self._master.digest)
                     return _COPIED, line, status.st_size
             signature = (
                 self._signature(path, known, parse_record(base_line, check=False).size)
@@ -96,10 +115,12 @@ class LargeTransfer:
             )
             base = base_fields(known, self._master.digest) if signature is not None else {}
             sending = _Sending(self._slave, path, fd, status.st_size, signature, base)
+            sending.know(base_line if signature is not None else b"")
             try:
                 digest = sending.run(self._master.digest, digest)
                 if not self._master.settled(status, fd):
                     raise SourceChanged(path=path)
+                fields.update(_segments(sending.digests()))
                 line = _line(path, fields, digest, self._master.digest)
                 sending.finish(line)
             except BaseException:
@@ -121,17 +142,20 @@ class LargeTransfer:
 
     def _stamp_or_place(
         self, path: bytes, fields: dict[bytes, bytes], digest: bytes, key: bytes, size_bytes: int
-    ) -> tuple[int, bytes, int]:
+    ) -> tuple[int, bytes, int] | None:
         line = _line(path, fields, digest, self._master.digest)
         frame = Frame(Op.PLACE, line, key) if key else Frame(Op.STAMP, line)
-        failures = self._slave.apply([frame])
-        if failures:
-            raise NotFound(what=path)
+        if self._slave.apply([frame]):
+            return None
         return (_PLACED if key else _STAMPED), line, size_bytes
 
-    def _copy(self, source: bytes, line: bytes) -> bool:
+    def _copy(self, source: bytes, path: bytes, fields: dict[bytes, bytes], digest: bytes, fd: int) -> bool:
         """Have the mirror copy what it has at ``source``; returns whether it did."""
-        return bool(source) and not self._slave.apply([Frame(Op.COPY, line, source)])
+        size_bytes = int(fields[keys.SIZE])
+        fields.update(_segments(pack_digests(size_bytes, digest_segments(fd, size_bytes))))
+        return not self._slave.apply(
+            [Frame(Op.COPY, _line(path, fields, digest, self._master.digest), source)]
+        )
 
     def _signature(self, path: bytes, known: bytes, size_bytes: int) -> Signature | None:
         """Return the signature of what the mirror has: from the cache, else from the store."""
@@ -169,7 +193,20 @@ class _Sending:
         self._transaction: Transaction | None = None
         self._opening = threading.Lock()
         self._written: list[Segment] = []
+        self._digests: dict[Span, bytes] = {}
+        self._known: dict[Span, bytes] = {}
         self._stop = False
+
+    def know(self, base_line: bytes) -> None:
+        """Take from the base's record the digests of what turns out not to have changed."""
+        value = _segments_of(base_line).get(keys.SEGMENTS, b"")
+        if value.startswith(b"%d:" % SEGMENT_BYTES):
+            with contextlib.suppress(ValueError):
+                self._known = unpack_digests(value, parse_record(base_line, check=False).size)
+
+    def digests(self) -> bytes:
+        """Return the digests of the segments, as the record names them; for after :meth:`run`."""
+        return pack_digests(self._size_bytes, self._digests)
 
     def run(self, digest_name: str, known: bytes = b"") -> bytes:
         """Send every segment that differs; returns the digest (hex) of the whole, made unless ``known``."""
@@ -206,28 +243,32 @@ class _Sending:
             self._send(Segment(*span))
 
     def _send(self, segment: Segment) -> None:
-        from blake3 import blake3
-
-        if self._difference is None:
-            body = _read(self._fd, segment)
-            self._write(segment, body, delta=False, digest=blake3(body).digest())
+        change = self._change(segment)
+        span = segment.start, segment.end
+        if change is not None and change.kind is ChangeKind.UNCHANGED:
+            self._digests[span] = self._known.get(span) or segment_digest(change.data)
             return
+        data = change.data if change is not None else _read(self._fd, segment)
+        digest = blake3(data).digest()
+        self._digests[span] = digest[:DIGEST_BYTES]
         try:
-            change = self._difference.segment(segment.start, segment.end)
-        except (EngineMissing, MalformedSignature):
-            body = _read(self._fd, segment)
-            self._write(segment, body, delta=False, digest=blake3(body).digest())
-            return
-        if change.kind is ChangeKind.UNCHANGED:
-            return
-        digest = blake3(change.data).digest()
-        try:
-            self._write(segment, change.body, delta=change.kind is ChangeKind.DELTA, digest=digest)
+            is_delta = change is not None and change.kind is ChangeKind.DELTA
+            body = change.body if change is not None else bytes(data)
+            self._write(segment, body, delta=is_delta, digest=digest)
         except MirrorkeepError as error:
-            if error.code not in ("digest_mismatch", MalformedDelta.code):
+            if change is None or error.code not in ("digest_mismatch", MalformedDelta.code):
                 raise
             # the mirror's base is not what the signature says: the bytes themselves are always right
-            self._write(segment, bytes(change.data), delta=False, digest=digest)
+            self._write(segment, bytes(data), delta=False, digest=digest)
+
+    def _change(self, segment: Segment) -> SegmentChange | None:
+        """Return what changed in a segment; None where that cannot be told."""
+        if self._difference is None:
+            return None
+        try:
+            return self._difference.segment(segment.start, segment.end)
+        except (EngineMissing, MalformedSignature):
+            return None
 
     def _write(self, segment: Segment, body: bytes, *, delta: bool, digest: bytes) -> None:
         self._open().write(segment, body, delta=delta, digest=digest)
@@ -262,8 +303,6 @@ def hash_content(fd: int, size_bytes: int, digest_name: str) -> bytes:
 def new_hasher(digest_name: str) -> Any:
     """Return a fresh hash object for a digest name of the manifest's header."""
     if digest_name == "blake3":
-        from blake3 import blake3
-
         return blake3()
     return hashlib.new(digest_name)
 
@@ -274,6 +313,15 @@ def base_fields(digest: bytes, digest_name: str) -> dict[bytes, bytes]:
     if digest_name == "blake3":
         named[keys.HASH_NAME] = b"blake3"
     return named
+
+
+def _segments(value: bytes) -> dict[bytes, bytes]:
+    return {keys.SEGMENTS: value} if value else {}
+
+
+def _segments_of(line: bytes) -> dict[bytes, bytes]:
+    """Return the field that holds the digests of a record's segments, if it has one."""
+    return _segments(parse_record(line, check=False).fields.get(keys.SEGMENTS, b"") if line else b"")
 
 
 def _line(path: bytes, fields: dict[bytes, bytes], digest: bytes, digest_name: str) -> bytes:

@@ -24,8 +24,8 @@ from typing import Final
 from blake3 import blake3
 
 from mirrorkeep.delta.patch import Copy, Literal, build_delta
-from mirrorkeep.delta.segments import plan_segments
-from mirrorkeep.delta.signature import Signature
+from mirrorkeep.delta.segments import digest_unit, plan_segments, unpack_digests
+from mirrorkeep.delta.signature import Signature, choose_block_bytes
 from mirrorkeep.errors import (
     DigestMismatch,
     EngineMissing,
@@ -40,7 +40,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.sync.large import hash_content, new_hasher
 from mirrorkeep.sync.orders import ABORTING
-from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_pieces
+from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_gaps, find_pieces, find_unchanged
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
 
@@ -149,13 +149,26 @@ class LargeFetch:
         same_size = size_bytes == record.size and not known_to_differ
         if same_size and hash_content(fd, size_bytes, _digest_of(record)) == record.hash:
             return [Stretch(0, size_bytes, 0)]
+        pieces = _by_digests(record, fd, size_bytes)
         if self._signer is None:
-            return []  # what is near is read as fast as it is searched
+            return pieces  # what is near is read as fast as it is searched
+        for start, end in find_gaps(pieces, record.size):
+            local_end = size_bytes if end == record.size else min(end, size_bytes)
+            pieces += self._search(self._signer, path, fd, Segment(start, end), local_end, done)
+        return sorted(pieces, key=lambda piece: piece.start)
+
+    def _search(
+        self, signer: Signer, path: bytes, fd: int, wanted: Segment, local_end: int, done: Fetched
+    ) -> list[Stretch]:
+        """Return what the seed has, up to ``local_end``, of a range of the file that is on the store."""
+        start, wanted_bytes = wanted.start, wanted.end - wanted.start
+        if local_end <= start:
+            return []
         try:
-            data = self._signer.signature(path, record.size)
+            data = signer.signature_of_range(path, start, wanted.end)
             done.read_bytes += len(data)
-            signature = Signature.load(data, base_bytes=record.size)
-            return find_pieces(signature, fd, size_bytes, record.size)
+            signature = Signature.load(data, base_bytes=wanted_bytes)
+            return find_pieces(signature, fd, local_end - start, wanted_bytes, origin=start)
         except (MalformedSignature, EngineMissing, SourceChanged):
             return []
         except MirrorkeepError as error:
@@ -293,6 +306,18 @@ class _WholeDigest:
             length = min(end - self._position, len(_ZEROS))
             self._hasher.update(_ZEROS[:length])
             self._position += length
+
+
+def _by_digests(record: Record, fd: int, size_bytes: int) -> list[Stretch]:
+    """Return the ranges that the seed has in their places, by the digests in the record, if it has any."""
+    try:
+        digests = unpack_digests(record.fields[keys.SEGMENTS], record.size)
+    except (KeyError, ValueError):
+        return []
+    unit = digest_unit(record.size)
+    if next(iter(digests)) != (0, unit) or unit % choose_block_bytes(record.size):
+        return []  # made by other rules: every range would have to be signed as a whole
+    return find_unchanged(fd, size_bytes, digests, unit)
 
 
 def _data_segments(record: Record) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 from mirrorkeep.delta.difference import Difference
-from mirrorkeep.delta.segments import plan_segments
+from mirrorkeep.delta.segments import Span, digest_range, plan_segments
 from mirrorkeep.delta.signature import Signature
 from mirrorkeep.errors import SourceChanged
 
@@ -35,8 +35,8 @@ MERGE_BYTES: Final = 32 * 1024
 class Signer(Protocol):
     """A master behind a wire, where every byte costs: it signs what it has."""
 
-    def signature(self, path: bytes, size_bytes: int | None = None) -> bytes:
-        """Return a librsync signature of the file at ``path``, whose size the caller may know."""
+    def signature_of_range(self, path: bytes, start: int, end: int) -> bytes:
+        """Return a librsync signature of a range, which begins on a border of the file's blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,30 @@ class Seed:
             yield Stretch(piece.start + skipped, min(piece.end, end), piece.seed_start + skipped)
 
 
-def find_pieces(signature: Signature, fd: int, size_bytes: int, wanted_bytes: int) -> list[Stretch]:
-    """Search an open file of ``size_bytes`` for the blocks of a signature; return the pieces, disjoint.
+def find_unchanged(fd: int, size_bytes: int, digests: dict[Span, bytes], unit: int) -> list[Stretch]:
+    """Return the ranges of an open file that are what the wanted file has there, by their digests (MAN-38).
 
-    Raises SourceChanged when the file became shorter, EngineMissing, MalformedSignature, OSError.
+    Raises OSError.
     """
-    difference = Difference(signature, fd, size_bytes)
+    pieces: list[Stretch] = []
+    for span, digest in digests.items():
+        if span[1] <= size_bytes and digest_range(fd, span, unit) == digest:
+            if pieces and pieces[-1].end == span[0]:
+                pieces[-1] = Stretch(pieces[-1].start, span[1], pieces[-1].seed_start)
+            else:
+                pieces.append(Stretch(*span, span[0]))
+    return pieces
+
+
+def find_pieces(
+    signature: Signature, fd: int, size_bytes: int, wanted_bytes: int, *, origin: int = 0
+) -> list[Stretch]:
+    """Search ``size_bytes`` of an open file for the blocks of a signature; return the pieces, disjoint.
+
+    ``origin`` is where in both files the search and what was signed begin.  Raises
+    SourceChanged when the file became shorter, EngineMissing, MalformedSignature, OSError.
+    """
+    difference = Difference(signature, fd, size_bytes, origin=origin)
     found: list[tuple[int, bool, int, int]] = []
     for start, end in plan_segments(size_bytes):
         for place, base, length in difference.copies(start, end):
@@ -121,8 +139,8 @@ def find_pieces(signature: Signature, fd: int, size_bytes: int, wanted_bytes: in
     found.sort()
     pieces: list[Stretch] = []
     position = 0
-    for base, _, place, length in found:
-        begin, stop = max(base, position), min(base + length, wanted_bytes)
+    for base, _, place, length in ((origin + row[0], row[1], origin + row[2], row[3]) for row in found):
+        begin, stop = max(base, position), min(base + length, origin + wanted_bytes)
         if begin >= stop:
             continue
         seed_start = place + begin - base
@@ -136,6 +154,17 @@ def find_pieces(signature: Signature, fd: int, size_bytes: int, wanted_bytes: in
             pieces.append(Stretch(begin, stop, seed_start))
         position = stop
     return pieces
+
+
+def find_gaps(pieces: list[Stretch], end: int) -> list[tuple[int, int]]:
+    """Return the ranges up to ``end`` that lie between pieces, which are in order."""
+    gaps: list[tuple[int, int]] = []
+    position = 0
+    for piece in [*pieces, Stretch(end, end)]:
+        if piece.start > position:
+            gaps.append((position, piece.start))
+        position = piece.end
+    return gaps
 
 
 def _merge(stretches: list[Stretch]) -> list[Stretch]:

@@ -178,10 +178,14 @@ class RemoteTree:
         """
         if size_bytes is None or size_bytes <= wire.SIGNED_AT_ONCE_BYTES:
             return self._signed(path)
-        pieces = [self._signed(path, start=0, end=wire.SIGNED_AT_ONCE_BYTES)]
-        for start in range(wire.SIGNED_AT_ONCE_BYTES, size_bytes, wire.SIGNED_AT_ONCE_BYTES):
-            end = min(start + wire.SIGNED_AT_ONCE_BYTES, size_bytes)
-            pieces.append(self._signed(path, start=start, end=end)[wire.SIGNATURE_HEAD_BYTES :])
+        return self.signature_of_range(path, 0, size_bytes)
+
+    def signature_of_range(self, path: bytes, start: int, end: int) -> bytes:
+        """Return a librsync signature of a range, which begins on a border of the file's blocks."""
+        pieces: list[bytes] = []
+        for position in range(start, end, wire.SIGNED_AT_ONCE_BYTES):
+            piece = self._signed(path, start=position, end=min(position + wire.SIGNED_AT_ONCE_BYTES, end))
+            pieces.append(piece[wire.SIGNATURE_HEAD_BYTES :] if pieces else piece)
         return b"".join(pieces)
 
     def _signed(self, path: bytes, **span: int) -> bytes:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mirrorkeep.delta.signature import make_signature
+from mirrorkeep.delta.segments import SEGMENT_BYTES, digest_segments, pack_digests
+from mirrorkeep.delta.signature import choose_block_bytes, sign_range
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync.restore_large import Fetched, LargeFetch
 from mirrorkeep.sync.seed import MERGE_BYTES, Seed, Stretch
@@ -30,6 +31,7 @@ class Store:
         self.signed = content if signed is None else signed
         self.ranges: list[tuple[int, int]] = []
         self.travelled = 0
+        self.signed_bytes = 0
 
     def frames(self, paths: Sequence[bytes]) -> Iterator[Frame | Failure]:
         raise AssertionError("a large file does not travel in a bundle")
@@ -39,11 +41,12 @@ class Store:
         self.travelled += end - start
         return self.content[start:end]
 
-    def signature(self, path: bytes, size_bytes: int | None = None) -> bytes:
+    def signature_of_range(self, path: bytes, start: int, end: int) -> bytes:
         with tempfile.TemporaryFile() as stream:
             stream.write(self.signed)
             stream.flush()
-            made = make_signature(stream.fileno(), len(self.signed))
+            made = sign_range(stream.fileno(), start, end, choose_block_bytes(len(self.signed)))
+        self.signed_bytes += end - start
         self.travelled += len(made)
         return made
 
@@ -185,3 +188,46 @@ def test_near_gaps_are_one_request() -> None:
     assert seed.stretches(0, 300_000) == [near[0], Stretch(100_000, 200_000), near[2]]
     assert seed.stretches(250_000, 310_000) == [Stretch(250_000, 300_000, 50_007), Stretch(300_000, 310_000)]
     assert seed.stretches(10, 20) == [Stretch(10, 20, 10)]
+
+
+def digests_of(content: bytes) -> bytes:
+    with tempfile.TemporaryFile() as stream:
+        stream.write(content)
+        stream.flush()
+        return pack_digests(len(content), digest_segments(stream.fileno(), len(content)))
+
+
+def test_with_digests_in_the_record_only_segments_that_differ_are_signed(
+    wanted: bytes, tmp_path: Path
+) -> None:
+    damaged = bytearray(wanted)
+    damaged[30 * MIB + 5] ^= 1
+    (tmp_path / "image").write_bytes(damaged)
+    store = Store(wanted)
+    restore(store, tmp_path, line=line_of(wanted, segments=digests_of(wanted)))
+    assert (tmp_path / "image").read_bytes() == wanted
+    assert store.signed_bytes == SEGMENT_BYTES
+    assert sum(end - start for start, end in store.ranges) == 4096
+
+
+@pytest.mark.parametrize("old_bytes", [5 * MIB, 20 * MIB, 40 * MIB])
+def test_digests_help_with_shorter_longer_and_shifted_files(
+    wanted: bytes, tmp_path: Path, old_bytes: int
+) -> None:
+    content = wanted[: 30 * MIB + 1]
+    there = wanted[: 15 * MIB] + b"put in" + wanted[15 * MIB : old_bytes]
+    (tmp_path / "image").write_bytes(there)
+    store = Store(content)
+    restore(store, tmp_path, line=line_of(content, segments=digests_of(content)))
+    assert (tmp_path / "image").read_bytes() == content
+    missing = max(len(content) - len(there), 0)
+    assert store.travelled < missing + len(content) * 2 // 100
+
+
+@pytest.mark.parametrize("value", [b"x", b"9961472:00", b"0:", b"19922944:" + b"00" * 16 * 4])
+def test_digests_that_make_no_sense_are_not_used(wanted: bytes, tmp_path: Path, value: bytes) -> None:
+    (tmp_path / "image").write_bytes(edited(wanted))
+    store = Store(wanted)
+    restore(store, tmp_path, line=line_of(wanted, segments=value))
+    assert (tmp_path / "image").read_bytes() == wanted
+    assert store.travelled < len(wanted) * 3 // 100
