@@ -53,4 +53,6 @@ def _differing_keys(before: Record, after: Record, ignored: Set[bytes]) -> tuple
     if before.fields == after.fields:
         return ()
     names = (before.fields.keys() | after.fields.keys()) - ignored
+    if keys.SEGMENTS not in before.fields or keys.SEGMENTS not in after.fields:
+        names -= {keys.SEGMENTS}  # made from the content, by who made them: `hash` tells in any case
     return tuple(sorted(name for name in names if before.fields.get(name) != after.fields.get(name)))

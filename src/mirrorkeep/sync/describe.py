@@ -17,10 +17,11 @@ from contextlib import closing
 from hashlib import blake2b
 from typing import Final
 
+from mirrorkeep.delta.segments import digest_segments, pack_digests
 from mirrorkeep.errors import BadUsage, MirrorkeepError, NotFound, SourceChanged
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, format_record, parse_record
-from mirrorkeep.sync.large import base_fields, hash_content
+from mirrorkeep.sync.large import base_fields, hash_content, segment_fields
 from mirrorkeep.sync.links import LinkTable
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure
@@ -96,11 +97,12 @@ def _large(tree: NativeTree, path: bytes) -> bytes:
     fd = tree.open_content(path)
     try:
         digest = hash_content(fd, before.st_size, tree.digest)
+        segments = pack_digests(before.st_size, digest_segments(fd, before.st_size))
         if not tree.settled(before, fd):
             raise SourceChanged(path=path)
     finally:
         os.close(fd)
-    return format_record(path, {**fields, **base_fields(digest, tree.digest)})
+    return format_record(path, {**fields, **base_fields(digest, tree.digest), **segment_fields(segments)})
 
 
 def _linked(tree: NativeTree, links: LinkTable, path: bytes, blob: bytes, line: bytes) -> bytes:

@@ -120,7 +120,7 @@ class LargeTransfer:
                 digest = sending.run(self._master.digest, digest)
                 if not self._master.settled(status, fd):
                     raise SourceChanged(path=path)
-                fields.update(_segments(sending.digests()))
+                fields.update(segment_fields(sending.digests()))
                 line = _line(path, fields, digest, self._master.digest)
                 sending.finish(line)
             except BaseException:
@@ -152,7 +152,7 @@ class LargeTransfer:
     def _copy(self, source: bytes, path: bytes, fields: dict[bytes, bytes], digest: bytes, fd: int) -> bool:
         """Have the mirror copy what it has at ``source``; returns whether it did."""
         size_bytes = int(fields[keys.SIZE])
-        fields.update(_segments(pack_digests(size_bytes, digest_segments(fd, size_bytes))))
+        fields.update(segment_fields(pack_digests(size_bytes, digest_segments(fd, size_bytes))))
         return not self._slave.apply(
             [Frame(Op.COPY, _line(path, fields, digest, self._master.digest), source)]
         )
@@ -315,13 +315,14 @@ def base_fields(digest: bytes, digest_name: str) -> dict[bytes, bytes]:
     return named
 
 
-def _segments(value: bytes) -> dict[bytes, bytes]:
+def segment_fields(value: bytes) -> dict[bytes, bytes]:
+    """Return the field of a record that holds the digests of its segments; none for a small file."""
     return {keys.SEGMENTS: value} if value else {}
 
 
 def _segments_of(line: bytes) -> dict[bytes, bytes]:
     """Return the field that holds the digests of a record's segments, if it has one."""
-    return _segments(parse_record(line, check=False).fields.get(keys.SEGMENTS, b"") if line else b"")
+    return segment_fields(parse_record(line, check=False).fields.get(keys.SEGMENTS, b"") if line else b"")
 
 
 def _line(path: bytes, fields: dict[bytes, bytes], digest: bytes, digest_name: str) -> bytes:

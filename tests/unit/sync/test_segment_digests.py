@@ -10,7 +10,10 @@ import pytest
 
 from mirrorkeep.delta.segments import SEGMENT_BYTES, digest_segments, pack_digests
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.difference import compare_manifests
+from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.sync import large
+from mirrorkeep.sync.describe import describe_tree
 from mirrorkeep.tree.stored import StoredTree
 from tests.property.sync.loop import Loop
 
@@ -84,3 +87,18 @@ def test_a_record_without_digests_is_as_good(tmp_path: Path, monkeypatch: pytest
         stream.write(b"more")
     assert loop.sync().bytes_sent < SIZE_BYTES // 10
     check(loop, "image")
+
+
+def test_a_description_of_the_source_says_the_same(loop: Loop) -> None:
+    def tell(path: bytes, detail: str) -> None:
+        raise AssertionError(detail)
+
+    lines = describe_tree(os.fsencode(loop.source), tell)
+    record = next(one for one in map(parse_record, lines) if one.path == b"image")
+    assert record.fields[keys.SEGMENTS] == loop.manifest()[b"image"][keys.SEGMENTS]
+    without = Record(
+        record.path, {key: value for key, value in record.fields.items() if key != keys.SEGMENTS}
+    )
+    assert list(compare_manifests([record], [without])) == []
+    other = Record(record.path, {**record.fields, keys.SEGMENTS: b"x"})
+    assert [one.fields for one in compare_manifests([record], [other])] == [(keys.SEGMENTS,)]
