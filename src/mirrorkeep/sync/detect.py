@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.order import order_key
@@ -21,6 +21,8 @@ from mirrorkeep.sync.index import Head, OldSide
 from mirrorkeep.sync.journal import Stretch
 from mirrorkeep.tree.walk import STAT, Directory, Event, Siblings, Unreadable
 
+LOOK_AGAIN: Final = b"look_again"
+"""Field of a patch record: the mirror may not be as the record says, which looking and stamping will show."""
 RETRY_RUN: int = 32
 """After a difference, siblings are compared in runs of this many."""
 
@@ -31,8 +33,9 @@ class Sink(Protocol):
     def unchanged(self, stretch: Stretch) -> None:
         """Records that stay as they are."""
 
-    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool) -> None:
-        """An entry of both sides that may differ (``forced``: what the mirror holds is not known)."""
+    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
+        """An entry of both sides that may differ (``forced``: what the mirror holds is not known; ``doubted``:
+        it may not be what the record says)."""
 
     def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
         """An entry that the manifest does not have."""
@@ -141,10 +144,11 @@ class Detector:
         """Settle one entry of the walk; returns whether it made a difference."""
         key = order_key(path)
         self._patch_before(key)
-        forced = False
+        forced = doubted = False
         patched = self._next_patch
         if patched is not None and patched[0] == key:
-            forced = True
+            doubted = LOOK_AGAIN in patched[1].fields
+            forced = not doubted
             self._advance_patch()
         old = self._old
         while (head := old.head()) is not None and head.key < key:
@@ -155,12 +159,12 @@ class Detector:
             self._close_run()
             self._sink.new(path, blob, forced=forced)
             return True
-        if head.blob == blob and not forced and not touched:
+        if head.blob == blob and not forced and not touched and not doubted:
             old.advance()
             self.unchanged_entries += 1
             return False
         self._close_run()
-        self._sink.changed(path, blob, head, forced=forced)
+        self._sink.changed(path, blob, head, forced=forced, doubted=doubted)
         self._pass(head)
         return True
 

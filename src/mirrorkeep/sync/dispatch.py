@@ -49,7 +49,7 @@ class Dispatcher:
         before_send: Callable[[], object] = lambda: None,
         modules: Sequence[str] = (),
     ) -> None:
-        """``before_send`` is called whenever items are about to leave for the workers."""
+        """``before_send`` is called whenever anything is about to leave for the workers."""
         self._pool = WorkerPool(start, processes=processes, threads=threads, modules=modules)
         self._settle = settle
         self._before_send = before_send
@@ -120,8 +120,7 @@ class Dispatcher:
             self.collect(None)
 
     def _submit(self, order: Order, items: list[Item]) -> None:
-        if items:
-            self._before_send()
+        self._before_send()
         self._sequence += 1
         self._items[self._sequence] = items
         self._pool.submit(self._sequence, order)

@@ -12,8 +12,9 @@ Not here: comparing (``detect``).  Nothing here changes the mirror.
 from __future__ import annotations
 
 import heapq
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mirrorkeep.errors import MalformedManifest
@@ -25,6 +26,7 @@ from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledSort
 from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.compare import pair
+from mirrorkeep.sync.detect import LOOK_AGAIN
 from mirrorkeep.sync.index import OldSide, build_index, empty_old_side, open_index
 from mirrorkeep.sync.session import RunInfo, RunSession
 from mirrorkeep.sync.state import OpenRun, State
@@ -155,7 +157,8 @@ class Input:
                 writer.add(format_record(record.path, record.fields))
             writer.finish()
         patch_path = os.path.join(self._state.folder, "intended")
-        _write_patch(_intended(os.path.join(work, "intents")), path, patch_path, self._state.folder)
+        before = self._state.manifest_path if own is not None else None
+        _write_patch(_intended(os.path.join(work, "intents")), before, path, patch_path, self._state.folder)
         return self._adopt(path), self._patch([patch_path])
 
     # --- the patch -------------------------------------------------------------------------------
@@ -171,7 +174,7 @@ class Input:
 def merge_unknown(streams: list[Iterator[Record]]) -> Iterator[Record]:
     """Merge patches: every path of any of them once, in manifest order, absence included."""
     previous = None
-    for record in heapq.merge(*streams, key=lambda one: order_key(one.path)):
+    for record in heapq.merge(*streams, key=lambda one: (order_key(one.path), LOOK_AGAIN in one.fields)):
         if record.path != previous:
             yield record
         previous = record.path
@@ -207,7 +210,10 @@ def _sorted_records(path: str, size_bytes: int, folder: str) -> Iterator[Record]
 
 
 def _intended(path: str) -> Iterator[bytes]:
-    """Yield the paths that an interrupted run may have written without having committed them."""
+    """Yield the paths that an interrupted run may have written or removed without having committed that.
+
+    Those that had a record before begin with a slash.
+    """
     try:
         stream = open(path, "rb")
     except FileNotFoundError:
@@ -219,23 +225,38 @@ def _intended(path: str) -> Iterator[bytes]:
             yield from whole
 
 
-def _write_patch(paths: Iterator[bytes], known: str, target: str, folder: str) -> None:
-    """Write as a patch those paths that the manifest ``known`` does not have."""
-    with SpilledSort(folder) as rows, open(target, "wb") as stream, open(known, "rb") as manifest:
-        for path in paths:
-            rows.add(order_key(path) + b"\0\0\0" + path)
+def _write_patch(entries: Iterator[bytes], before: str | None, known: str, target: str, folder: str) -> None:
+    """Write as a patch what the manifest ``known`` lacks of these paths, and what is to be looked at again.
+
+    The latter had a record in the manifest ``before`` and have it still: whatever the interrupted run made
+    of them on the mirror is not committed, and the source may have gone back since to what the record says.
+    """
+    with SpilledSort(folder) as rows, open(target, "wb") as stream:
+        doubts = False
+        for entry in entries:
+            doubts = doubts or entry.startswith(b"/")
+            rows.add(order_key(entry.removeprefix(b"/")) + b"\0\0\0" + entry)
         writer = ManifestWriter(stream, {})
-        intended = ((row[row.rindex(b"\0\0\0") + 3 :], True) for row in rows)
-        have = ((record.path, True) for record in ManifestReader(manifest))
-        for one in pair(_once(intended), have):
-            if one.expected is not None and one.actual is None:
+        for one in pair(_intents(rows), _known(known, before if doubts else None)):
+            if one.expected is None:
+                continue
+            if one.actual is None:
                 writer.add(format_record(one.path, {keys.TYPE: keys.UNKNOWN}))
+            elif one.expected and one.actual:
+                writer.add(format_record(one.path, {keys.TYPE: keys.UNKNOWN, LOOK_AGAIN: b"1"}))
         writer.finish()
 
 
-def _once(paths: Iterator[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool]]:
-    previous = None
-    for path in paths:
-        if path != previous:
-            yield path
-        previous = path
+def _intents(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Yield each path once, and whether it had a record."""
+    entries = (row[row.rindex(b"\0\0\0") + 3 :] for row in rows)
+    for path, same in itertools.groupby(entries, key=lambda entry: entry.removeprefix(b"/")):
+        yield path, any(entry.startswith(b"/") for entry in same)
+
+
+def _known(known: str, before: str | None) -> Iterator[tuple[bytes, bool]]:
+    """Yield each path of a manifest, and whether its record is the one that it had ``before``."""
+    old = ((record.path, record.fields) for record in _records(before)) if before else iter(())
+    for one in pair(old, ((record.path, record.fields) for record in _records(known))):
+        if one.actual is not None:
+            yield one.path, one.actual == one.expected

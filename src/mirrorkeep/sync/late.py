@@ -67,6 +67,7 @@ class LatePhases:
     def remove(self, path: bytes, line: bytes) -> None:
         """An entry is to go, unless it turns out to have been renamed."""
         self._removals += 1
+        self._run.doubt(path)
         kind = parse_record(line, check=False).kind
         (self._others if kind in (keys.DIRECTORY, keys.UNKNOWN) else self._files).append(line)
         if kind == keys.FILE:

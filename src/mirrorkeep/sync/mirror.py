@@ -197,7 +197,7 @@ class MirrorRun:
         """Keep records as they are."""
         self._journal.stretch(stretch)
 
-    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool) -> None:
+    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
         """Look at an entry that may differ."""
         kind, old_kind = kind_of_blob(blob), kind_of_line(head.line)
         item = Item(path, blob, head.line, forced=forced)
@@ -215,6 +215,8 @@ class MirrorRun:
             self._defer(item)
         elif kind == keys.FILE and forced and STAT.unpack_from(blob)[3] > 1:
             self._defer(item)  # its other names may be good: then it becomes another name of them
+        elif doubted and kind != keys.DIRECTORY:
+            self._defer(item)  # what stands in its way, or in the place of its folder, goes first
         else:
             self._send(item)
 
@@ -325,8 +327,14 @@ class MirrorRun:
         self._go_on()
 
     def _intend(self, item: Item) -> None:
-        if not item.old_line:
+        if item.old_line:
+            self.doubt(item.path)
+        else:
             self._intents.write(item.path + b"\0")
+
+    def doubt(self, path: bytes) -> None:
+        """Note that the mirror may soon hold something else at ``path`` than its record says."""
+        self._intents.write(b"/" + path + b"\0")
 
     def _go_on(self) -> None:
         """Write what is ready; wait when too much is in memory; commit when it is time."""

@@ -116,7 +116,7 @@ class Plan:
     def unchanged(self, stretch: Stretch) -> None:
         """Nothing to tell."""
 
-    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool) -> None:
+    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
         """Look whether an entry that may differ does."""
         try:
             differs = kind_of_blob(blob) != kind_of_line(head.line) or self._differs(path, blob, head.line)

@@ -35,7 +35,7 @@ class Seen:
     def unchanged(self, stretch: Stretch) -> None:
         self.stretches.append(stretch)
 
-    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool) -> None:
+    def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
         assert head.path == path
         self._note("changed", path, forced)
 

@@ -1,0 +1,142 @@
+"""A run is cut off after it changed the mirror; before the next one the source goes back to what it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirrorkeep.sync.mirror import MirrorRun
+from rig.compare import Comparer
+from tests.property.sync.loop import Cut, Loop
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Loop:
+    loop = Loop(tmp_path)
+    for folder in ("going", "going/inner", "staying"):
+        (loop.source / folder).mkdir(parents=True)
+        for number in range(3):
+            (loop.source / folder / f"f{number}").write_bytes(f"{folder} {number}".encode() * 50)
+    (loop.source / "going" / "empty").mkdir()
+    os.link(loop.source / "going" / "f0", loop.source / "staying" / "same")
+    (loop.source / "going" / "link").symlink_to("f1")
+    (loop.source / "going" / "large").write_bytes(os.urandom(3 << 20))
+    (loop.source / "large").write_bytes(os.urandom(3 << 20))
+    (loop.source / "link").symlink_to("staying")
+    loop.sync()
+    return loop
+
+
+def cut_before_the_close(loop: Loop, patch: pytest.MonkeyPatch, committed: str) -> None:
+    """Run to the end, all but the close; commit everything, or nothing, or only before anything was done."""
+    prepare, commit = MirrorRun._prepare, MirrorRun.commit
+
+    def prepare_and_commit(run: MirrorRun, *arguments: Any) -> None:
+        prepare(run, *arguments)
+        commit(run)
+        run._dispatch.wait()
+
+    def cut(run: MirrorRun, *_: object) -> None:
+        run._dispatch.wait()
+        raise Cut(detail="before the close")
+
+    with patch.context() as patched:
+        patched.setattr(MirrorRun, "_close", cut)
+        if committed != "all":
+            patched.setattr(MirrorRun, "commit", lambda run: None)
+        if committed == "before":
+            patched.setattr(MirrorRun, "_prepare", prepare_and_commit)
+        with pytest.raises(Cut):
+            loop.sync()
+
+
+def differences(loop: Loop, copy: Path) -> list[str]:
+    comparer = Comparer(str(loop.source), str(copy), skip=(b".mirrorkeep",))
+    return [str(one) for one in comparer.differences()]
+
+
+def move_out(loop: Loop) -> Callable[[], object]:
+    aside = loop.folder / "aside"
+    (loop.source / "going").rename(aside)
+    return lambda: aside.rename(loop.source / "going")
+
+
+def rename_folder(loop: Loop) -> Callable[[], object]:
+    (loop.source / "going").rename(loop.source / "staying" / "gone")
+    return lambda: (loop.source / "staying" / "gone").rename(loop.source / "going")
+
+
+def edit_in_place(loop: Loop) -> Callable[[], object]:
+    paths = [loop.source / "staying" / "f1", loop.source / "large"]
+    before = [(path, path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+    for path, content, _ in before:
+        path.write_bytes(bytes(len(content)))
+
+    def revert() -> None:
+        for path, content, mtime_ns in before:
+            path.write_bytes(content)
+            os.utime(path, ns=(mtime_ns, mtime_ns))
+
+    return revert
+
+
+def change_mode(loop: Loop) -> Callable[[], object]:
+    for name in ("staying", "staying/f0", "large"):
+        (loop.source / name).chmod(0o750)
+
+    def revert() -> None:
+        (loop.source / "staying").chmod(0o755)
+        (loop.source / "staying" / "f0").chmod(0o644)
+        (loop.source / "large").chmod(0o644)
+
+    return revert
+
+
+def change_type(loop: Loop) -> Callable[[], object]:
+    aside = loop.folder / "aside"
+    (loop.source / "going").rename(aside)
+    (loop.source / "going").write_bytes(b"a file now")
+
+    def revert() -> None:
+        (loop.source / "going").unlink()
+        aside.rename(loop.source / "going")
+
+    return revert
+
+
+def swap(loop: Loop) -> Callable[[], object]:
+    def exchange() -> None:
+        aside = loop.folder / "aside"
+        (loop.source / "going").rename(aside)
+        (loop.source / "staying").rename(loop.source / "going")
+        aside.rename(loop.source / "staying")
+
+    exchange()
+    return exchange
+
+
+CHANGES = [move_out, rename_folder, edit_in_place, change_mode, change_type, swap]
+
+
+@pytest.mark.parametrize("committed", ["all", "nothing", "before"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__)
+def test_what_a_run_did_and_the_source_took_back_is_done_again(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Loop], Callable[[], object]],
+    committed: str,
+) -> None:
+    revert = change(loop)
+    cut_before_the_close(loop, monkeypatch, committed)
+    revert()
+    assert loop.sync().failures == []
+    assert differences(loop, loop.copy) == []
+    assert (loop.restore(loop.folder / "restored").failed, differences(loop, loop.folder / "restored")) == (
+        0,
+        [],
+    )
+    loop.check_unchanged()
