@@ -125,13 +125,27 @@ class Detector:
         for start in range(0, len(names), RETRY_RUN):
             end = start + RETRY_RUN
             part = Siblings(event.parent, names[start:end], blobs[start:end])
-            free = self._next_patch is None or self._patch_after(part)
-            if free and self._old.match(b"".join(part.blobs), len(part.names)):
-                self.unchanged_entries += len(part.names)
-                continue
-            for name, blob in zip(part.names, part.blobs, strict=True):
-                if self._entry(prefix + name, blob):
-                    self._touched.add(event.parent)
+            if self._next_patch is None or self._patch_after(part):
+                self._halve(part, prefix)
+            else:
+                for name, blob in zip(part.names, part.blobs, strict=True):
+                    self._sibling(event.parent, prefix + name, blob)
+
+    def _halve(self, part: Siblings, prefix: bytes) -> None:
+        """Find what differs among a few siblings: half of what does not match is looked at again."""
+        names, blobs = part.names, part.blobs
+        if self._old.match(b"".join(blobs), len(names)):
+            self.unchanged_entries += len(names)
+        elif len(names) == 1:
+            self._sibling(part.parent, prefix + names[0], blobs[0])
+        else:
+            middle = len(names) // 2
+            self._halve(Siblings(part.parent, names[:middle], blobs[:middle]), prefix)
+            self._halve(Siblings(part.parent, names[middle:], blobs[middle:]), prefix)
+
+    def _sibling(self, parent: bytes, path: bytes, blob: bytes) -> None:
+        if self._entry(path, blob):
+            self._touched.add(parent)
 
     def _directory(self, event: Directory) -> None:
         free = self._next_patch is None and event.path not in self._touched

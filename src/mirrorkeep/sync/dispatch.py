@@ -164,10 +164,18 @@ class Dispatcher:
 class FrameQueue:
     """Gathers frames into bundles for :meth:`Dispatcher.apply`."""
 
-    def __init__(self, dispatcher: Dispatcher, refuse: Refuse, *, in_order: bool = False) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        refuse: Refuse,
+        *,
+        in_order: bool = False,
+        most_frames: int = MAX_BUNDLE_FRAMES // 2,
+    ) -> None:
         self._dispatcher = dispatcher
         self._refuse = refuse
         self._in_order = in_order
+        self._most_frames = most_frames
         self._frames: list[Frame] = []
         self._bytes = 0
 
@@ -175,7 +183,7 @@ class FrameQueue:
         """Queue one frame."""
         self._frames.append(frame)
         self._bytes += len(frame.line) + len(frame.data)
-        if len(self._frames) >= MAX_BUNDLE_FRAMES // 2 or self._bytes >= BUNDLE_TARGET_BYTES:
+        if len(self._frames) >= self._most_frames or self._bytes >= BUNDLE_TARGET_BYTES:
             self._go()
 
     def finish(self) -> None:

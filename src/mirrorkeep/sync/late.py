@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _NUMBER: Final = struct.Struct(">Q")
 _SOURCE, _TARGET = b"\0", b"\1"
+STAMPS_AT_ONCE: Final = 256
+"""Directories that one worker stamps while others stamp theirs."""
 FEW_DELETIONS: Final = 20
 """So many entries may always go, unless they are all there is."""
 
@@ -244,12 +246,14 @@ class LatePhases:
     # --- directories -----------------------------------------------------------------------------
 
     def _stamp_directories(self) -> None:
-        queue = FrameQueue(self._dispatch, self._refused, in_order=True)
-        for row in self._stamps:
-            if row[:1] == b"n":
-                queue.add(Frame(Op.DIRECTORY, row[1:]))
-            queue.add(Frame(Op.STAMP, row[1:]))
-        queue.finish()
+        """Make what is missing first: after that no stamp changes another directory's times."""
+        in_order = self._run.session.stamps_in_order
+        for op, tags in ((Op.DIRECTORY, b"n"), (Op.STAMP, b"no")):
+            queue = FrameQueue(self._dispatch, self._refused, in_order=in_order, most_frames=STAMPS_AT_ONCE)
+            for row in self._stamps:
+                if row[:1] in tags:
+                    queue.add(Frame(op, row[1:]))
+            queue.finish()
 
 
 def _same_content(source_line: bytes, blob: bytes) -> bool:

@@ -100,6 +100,8 @@ class LocalTransaction:
 class LocalSession:
     """One run to a directory: the same methods as a store's ``Session``."""
 
+    stamps_in_order = True
+
     def __init__(self, root: str | bytes, *, source: str | bytes = "") -> None:
         """Check the target; nothing is made or written before :meth:`begin`.
 

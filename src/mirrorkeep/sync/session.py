@@ -59,6 +59,8 @@ class RunSession(Protocol):
 
     part: bytes
     """Path of the part inside its volume."""
+    stamps_in_order: bool
+    """Whether a directory may only be stamped after what is in it (its mode may shut this process out)."""
 
     @property
     def mark(self) -> RunMark:
@@ -134,6 +136,8 @@ def _packer() -> _Packer:
 
 class Session:
     """One run of one part on a store."""
+
+    stamps_in_order = False  # the server can always get in
 
     def __init__(self, client: StoreClient) -> None:
         self.client = client

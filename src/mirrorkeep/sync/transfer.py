@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirrorkeep.delta.cache import SignatureCache
 from mirrorkeep.errors import MirrorkeepError, NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.sync.contents import Known
-from mirrorkeep.sync.large import LargeTransfer
 from mirrorkeep.sync.orders import (
     ABORTING,
     Action,
@@ -36,6 +35,9 @@ from mirrorkeep.sync.session import WritableTree
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Op
 
+if TYPE_CHECKING:
+    from mirrorkeep.sync.large import LargeTransfer
+
 
 class Transfer:
     """The handler of one worker thread: a master, a slave, and orders to carry out between them."""
@@ -50,7 +52,8 @@ class Transfer:
     ) -> None:
         self._master = master
         self._slave = slave
-        self._large = LargeTransfer(master, slave, signatures)
+        self._signatures = signatures
+        self._large: LargeTransfer | None = None
         self._call = call
         self._known = Known()
 
@@ -149,6 +152,10 @@ class Transfer:
     # --- large files -----------------------------------------------------------------------------
 
     def _send_large(self, wanted: Wanted, report: Report) -> None:
+        if self._large is None:
+            from mirrorkeep.sync.large import LargeTransfer  # a run of small files never needs it
+
+            self._large = LargeTransfer(self._master, self._slave, self._signatures)
         try:
             find = (lambda *content: self._known.find(wanted, *content)) if wanted.contents else None
             action, line, read_bytes = self._large.send(wanted, find)

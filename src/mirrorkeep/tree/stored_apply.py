@@ -192,6 +192,8 @@ class Application(KeptContent):
         elif not stat_module.S_ISDIR(status.st_mode):
             self._remove_pair(directory, name)
         self._directories.get(record.path, make=True)
+        # Its sidecar must not be the first in there: a folder made later would change the parent's times.
+        directory.open_hidden(make=True)
 
     def _link(self, record: Record, frame: Frame) -> None:
         placement, fields = self._placement, record.fields
