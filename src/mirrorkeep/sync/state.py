@@ -23,10 +23,14 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from mirrorkeep.errors import MirrorkeepError
+
+LEAVING_S: Final = 10.0
+"""How long the workers of a run that was killed may take to notice."""
 
 
 class StateBusy(MirrorkeepError):
@@ -113,12 +117,18 @@ class State(StateReader):
 
     def _acquire(self) -> int:
         fd = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
-            raise StateBusy(source=self.source, target=self.target, pid=pid) from None
+        deadline = time.monotonic() + LEAVING_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+                # Of a run that was killed the workers live on for a moment, and the lock with them.
+                if _is_alive(pid) or time.monotonic() > deadline:
+                    os.close(fd)
+                    raise StateBusy(source=self.source, target=self.target, pid=pid or "unknown") from None
+            time.sleep(0.02)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         return fd
@@ -178,6 +188,20 @@ class State(StateReader):
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(path + ".new", path)
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True  # another system: whoever answers to the number is alive
 
 
 def _sync_file(path: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,24 @@ from tests.property.sync.loop import Cut, Loop
 
 def make(folder: Path, target: str = "https://host/volumes/v") -> State:
     return State(str(folder), "/home", target)
+
+
+def test_the_workers_of_a_killed_run_are_waited_for(tmp_path: Path) -> None:
+    with make(tmp_path):
+        lock = next(tmp_path.glob("*/lock"))
+        pid = os.fork()
+        if not pid:  # holds the lock after its parent let go of it, as a worker does
+            time.sleep(0.5)
+            os._exit(0)
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        lock.write_text(f"{ended.pid}\n")
+    try:
+        with make(tmp_path) as state:
+            assert lock.read_text() == f"{os.getpid()}\n"
+            assert state.manifest_digest() is None
+    finally:
+        os.waitpid(pid, 0)
 
 
 def files(folder: Path, *names: str) -> list[str]:
