@@ -98,7 +98,8 @@ class Round:
         self.folder = plan.folder / f"round{number}"
         # A restic or Borg repository holds both states; ours the snapshots and sidecars too.
         self.pool_bytes = max(1 << 30, 3 * data_bytes + files * 12_000)
-        self.room_bytes = max(1 << 29, 2 * data_bytes + files * 8_000)
+        # The edited large file is written beside the old one, and restic's cache lies there as well.
+        self.room_bytes = max(1 << 29, 3 * data_bytes + files * 8_000)
         self.samples: list[Sample] = []
         self.peers = _make_peers(plan)
 
