@@ -34,8 +34,10 @@ class Sink(Protocol):
         """Records that stay as they are."""
 
     def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
-        """An entry of both sides that may differ (``forced``: what the mirror holds is not known; ``doubted``:
-        it may not be what the record says)."""
+        """An entry of both sides that may differ.
+
+        ``forced``: what the mirror holds is not known; ``doubted``: it may not be what the record says.
+        """
 
     def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
         """An entry that the manifest does not have."""

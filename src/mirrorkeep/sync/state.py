@@ -7,7 +7,7 @@
       manifest, index     the last closed run
       state.json          which manifest that is
       run.json            the open run: its id and what its last commit covers
-      work/               files of the open run; ``intents`` names what it may have made or changed on the store
+      work/               files of the open run; ``intents`` names what it may have changed on the store
       signatures/         block signatures of large files (``delta/cache``)
 
 Everything is replaced by rename.  ``run.json`` is written after the store confirmed a commit, so what
