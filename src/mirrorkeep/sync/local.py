@@ -17,7 +17,6 @@ and rolled forward by the next run.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from mirrorkeep.delta.stream import patch_from
 from mirrorkeep.errors import BadUsage, DigestMismatch, ForeignManifest, NotFound, RunSuperseded
 from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.session import Closed, RunInfo
-from mirrorkeep.sync.state import StateBusy
+from mirrorkeep.sync.state import lock_alone
 from mirrorkeep.tree.durability import flush_directory, flush_file_system
 from mirrorkeep.tree.layout import HIDDEN, MANIFEST, storage_errors
 from mirrorkeep.tree.protocol import Failure, Frame, Segment
@@ -213,15 +212,7 @@ class LocalSession:
     # --- files -----------------------------------------------------------------------------------
 
     def _acquire(self, source: str) -> None:
-        self._lock = os.open(self._place(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            self.release()
-            raise StateBusy(source=source, target=self.root, pid=pid) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+        self._lock = lock_alone(self._place(LOCK), source, self.root)
 
     def _open_state(self) -> dict[str, Any]:
         known = self._read()

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from mirrorkeep.errors import MirrorkeepError
 
-LEAVING_S: Final = 10.0
+LEAVING_S: Final = 60.0
 """How long the workers of a run that was killed may take to notice."""
 
 
@@ -111,30 +111,13 @@ class State(StateReader):
     def __init__(self, folder: str, source: str, target: str) -> None:
         super().__init__(folder, source, target)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self._lock = self._acquire()
+        self._lock = lock_alone(os.path.join(self.folder, "lock"), source, target)
         self.signatures = os.path.join(self.folder, "signatures")
         self.work = os.path.join(self.folder, "work")
 
-    def _acquire(self) -> int:
-        fd = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + LEAVING_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-                # Of a run that was killed the workers live on for a moment, and the lock with them.
-                if _is_alive(pid) or time.monotonic() > deadline:
-                    os.close(fd)
-                    raise StateBusy(source=self.source, target=self.target, pid=pid or "unknown") from None
-            time.sleep(0.02)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        return fd
-
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, for processes that were forked meanwhile too."""
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 
     def __enter__(self) -> State:
@@ -202,6 +185,26 @@ def _is_alive(pid: str) -> bool:
             return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except (OSError, IndexError):
         return True  # another system: whoever answers to the number is alive
+
+
+def lock_alone(path: str | bytes, source: str, target: str | bytes) -> int:
+    """Lock a file, write this process's id to it and return its descriptor.  Raises StateBusy."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LEAVING_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            # Of a run that was killed the workers live on for a moment, and the lock with them.
+            if _is_alive(pid) or time.monotonic() > deadline:
+                os.close(fd)
+                raise StateBusy(source=source, target=target, pid=pid or "unknown") from None
+        time.sleep(0.02)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    return fd
 
 
 def _sync_file(path: str) -> None:

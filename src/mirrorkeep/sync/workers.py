@@ -227,9 +227,11 @@ def _work(link: socket.socket, start: Callable[[], Handler], threads: int) -> No
             os._exit(1)  # it could not start, or nobody listens any more
 
     def read() -> None:
-        for item in _tasks(link):
-            tasks.put(item)
-        os._exit(0)  # the coordinator is done, or gone
+        try:
+            for item in _tasks(link):
+                tasks.put(item)
+        finally:
+            os._exit(0)  # the coordinator is done, or gone, maybe in the middle of an order
 
     keep_freed_memory()
     # The first handler has the main thread: the allocator gives memory of other threads back, and takes it
@@ -252,7 +254,10 @@ def _tasks(link: socket.socket) -> Iterator[tuple[int, Any]]:
     while head := stream.read(_LENGTH.size):
         if len(head) < _LENGTH.size:
             return
-        body = stream.read(_LENGTH.unpack(head)[0])
+        (length,) = _LENGTH.unpack(head)
+        body = stream.read(length)
+        if len(body) < length:
+            return
         yield pickle.loads(body)
 
 

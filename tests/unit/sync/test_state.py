@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,22 +23,44 @@ def make(folder: Path, target: str = "https://host/volumes/v") -> State:
     return State(str(folder), "/home", target)
 
 
-def test_the_workers_of_a_killed_run_are_waited_for(tmp_path: Path) -> None:
+def test_the_workers_of_a_killed_run_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, held_ours = os.pipe()
+    left, left_ours = os.pipe()
+    killed = os.fork()
+    if not killed:
+        make(tmp_path)
+        os.write(held_ours, b"!")
+        if os.fork():
+            os._exit(9)
+        os.close(left_ours)
+        os.read(left, 1)  # a worker, which holds the lock until it is told
+        os._exit(0)
+    assert os.read(held, 1) == b"!"
+    os.waitpid(killed, 0)
+    naps: list[float] = []
+    monkeypatch.setattr(
+        "mirrorkeep.sync.state.time.sleep", lambda s: (naps.append(s), naps[1:] or os.close(left_ours))
+    )
     with make(tmp_path):
         lock = next(tmp_path.glob("*/lock"))
-        pid = os.fork()
-        if not pid:  # holds the lock after its parent let go of it, as a worker does
-            time.sleep(0.5)
+        assert lock.read_text() == f"{os.getpid()}\n"
+    assert naps
+    for fd in (held, held_ours, left):
+        os.close(fd)
+
+
+def test_a_lock_is_given_back_for_processes_that_were_left_behind(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    with make(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(theirs)
+            os.read(ours, 1)
             os._exit(0)
-        ended = subprocess.Popen(["true"])
-        ended.wait()
-        lock.write_text(f"{ended.pid}\n")
-    try:
-        with make(tmp_path) as state:
-            assert lock.read_text() == f"{os.getpid()}\n"
-            assert state.manifest_digest() is None
-    finally:
-        os.waitpid(pid, 0)
+    make(tmp_path).close()
+    os.close(theirs)
+    os.waitpid(child, 0)
+    os.close(ours)
 
 
 def files(folder: Path, *names: str) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 
 from mirrorkeep.errors import NotFound
+from mirrorkeep.sync import workers
 from mirrorkeep.sync.workers import Completed, Handler, WorkerLost, WorkerPool
 
 
@@ -108,6 +112,25 @@ def test_a_task_that_kills_two_workers_is_reported_and_the_pool_goes_on() -> Non
         ended = run(pool)
     assert sorted(done.sequence for done in ended) == [1, 2, 3, 4, 5]
     assert all(done.error is None for done in ended)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("cut", ["in an order", "with an answer unread"])
+def test_a_worker_ends_when_its_coordinator_was_killed(threads: int, cut: str) -> None:
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        workers._work(theirs, double, threads)
+    theirs.close()
+    if cut == "in an order":
+        ours.sendall(struct.pack(">I", 1000) + b"x" * 10)
+    else:
+        workers._send(ours, (1, 5))
+        select.select([ours], [], [])
+    ours.close()
+    _, status = os.waitpid(pid, 0)  # it would never end
+    assert os.WIFEXITED(status)
 
 
 def test_no_worker_is_forked_before_the_first_task_and_none_is_left_behind() -> None:
