@@ -25,7 +25,7 @@ def run(*argv: str, text: str = "", **environment: str) -> subprocess.CompletedP
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
@@ -65,7 +65,7 @@ def test_curl(dav_store: DavStore, files: Path, tmp_path: Path) -> None:
     old = subprocess.run(
         ["curl", "-s", "--tls-max", "1.1", "--cacert", volume.ca, dav_store.served.url],
         check=False,
-        timeout=30,
+        timeout=400,
     )
     assert old.returncode != 0
 
@@ -84,7 +84,7 @@ def cadaver(url: str, home: Path, *commands: str) -> str:
             env={**os.environ, "HOME": str(home), "TERM": "dumb"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=400,
             check=False,
         )
     finally:
@@ -202,7 +202,7 @@ class Mounts:
 
     def close(self) -> None:
         for place in list(self._mounted):
-            subprocess.run(["umount", "-l", str(place)], check=False, timeout=60, capture_output=True)
+            subprocess.run(["umount", "-l", str(place)], check=False, timeout=400, capture_output=True)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_the_story_is_told_to_its_end(tmp_path: Path, driver: str) -> None:
     source, room = make_source(tmp_path), tmp_path / "room"
     room.mkdir()
     process = start(source, driver, room)
-    said, _ = process.communicate(timeout=110)
+    said, _ = process.communicate(timeout=500)
     assert process.returncode == 0, said
     assert "verified again" in said
     assert "both, and nothing else" in said
@@ -74,13 +74,13 @@ def test_stopped_in_the_middle_it_leaves_nothing(tmp_path: Path) -> None:
     room.mkdir()
     process = start(source, "dir", room)
     assert process.stdout is not None
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 500
     for line in process.stdout:
         if "The first mirror" in line:
             break
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=500)
     assert process.returncode == 130, said
     assert_clean(room)
 
@@ -91,7 +91,7 @@ def test_a_source_without_enough_files_is_refused_in_words(tmp_path: Path) -> No
     room.mkdir()
     (source / "only one").write_text("1")
     process = start(source, "dir", room)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=500)
     assert process.returncode == 1
     assert "too few files" in said
     assert "Traceback" not in said

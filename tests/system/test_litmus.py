@@ -23,7 +23,7 @@ def test_all_suites_pass_whole(dav_store: DavStore, tmp_path: Path) -> None:
         cwd=tmp_path,  # it writes its logs into the working directory
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     summaries = re.findall(
