@@ -457,6 +457,7 @@ class MirrorRun:
         self.result.removed = late.removed
         index = os.path.join(self.state.work, "index")
         seal_index(blobs, index, summary.digest, summary.entries)
+        self.state.flush_early(manifest)
         closed = self._close(manifest, summary.digest, summary.size_bytes)
         self.state.keep(manifest, index, summary.digest)
         self._note_closed(closed)

@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -112,6 +113,7 @@ class State(StateReader):
         super().__init__(folder, source, target)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self._lock = lock_alone(os.path.join(self.folder, "lock"), source, target)
+        self._flush: _Flush | None = None
         self.signatures = os.path.join(self.folder, "signatures")
         self.work = os.path.join(self.folder, "work")
 
@@ -128,9 +130,18 @@ class State(StateReader):
 
     # --- the last closed run ---------------------------------------------------------------------
 
+    def flush_early(self, manifest: str) -> None:
+        """Begin to bring a finished manifest to the disk, while the store is busy with its own."""
+        self._flush = _Flush(manifest)
+        self._flush.start()
+
     def keep(self, manifest: str, index: str, digest: str) -> None:
         """Make a manifest and its index those of the last closed run; forget the open run."""
-        _sync_file(manifest)
+        flush, self._flush = self._flush, None
+        if flush is not None and flush.path == manifest:
+            flush.finish()
+        else:
+            _sync_file(manifest)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, "state.json"))
         os.replace(manifest, self.manifest_path)
@@ -171,6 +182,27 @@ class State(StateReader):
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(path + ".new", path)
+
+
+class _Flush(threading.Thread):
+    """One flush of one file, beside what else there is to do."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(name="flush", daemon=True)
+        self.path = path
+        self._error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            _sync_file(self.path)
+        except OSError as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Wait for it; raises OSError when the disk did not take the file."""
+        self.join()
+        if self._error is not None:  # only once does the system tell
+            raise self._error
 
 
 def _is_alive(pid: str) -> bool:
