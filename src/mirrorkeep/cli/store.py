@@ -121,6 +121,35 @@ def stop(data: str, wait_s: float, as_json: bool) -> None:
     _say({"stopped": pid, "detached": True}, as_json, f"stopped the service {pid}" if pid else "not running")
 
 
+@store.command("rotate-key")
+@_data
+@_json
+def rotate_key(data: str, as_json: bool) -> None:
+    """Put a new key in place of the one that signs verdicts; the service may go on.
+
+    The old key signs the handover and its secret is removed.  Old verdicts stay checkable, and who pinned the
+    old key goes on with it: the first verdict of each part under the new key carries the handover.
+
+    Example: mirrorkeep store rotate-key /srv/mirror
+    """
+    from mirrorkeep.store import keys, verdict
+    from mirrorkeep.store.history import iso_time
+    from mirrorkeep.store.pool import Store
+
+    opened = Store.open(data)
+    folder, time = opened.keys_folder, iso_time(opened.clock())
+    opened.close()
+    statement = keys.rotate_verdict_key(folder, time)
+    row = {
+        "old_key": verdict.fingerprint(statement["old_key"].encode()),
+        "new_key": verdict.fingerprint(statement["new_key"].encode()),
+        "time": statement["time"],
+        "public_key": os.path.join(folder, "verdict.pub"),
+        "rotations": os.path.join(folder, "verdict.rotations"),
+    }
+    _say(row, as_json, f"verdicts are signed by {row['new_key']} from now on ({row['public_key']})")
+
+
 def parse_size(text: str | None) -> int | None:
     """Return bytes for ``20G``, ``500M``, ``1T`` or a plain number (binary units).  Raises BadUsage."""
     if text is None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from io import BufferedReader
 from typing import Any
 
@@ -35,7 +36,12 @@ def verdict() -> None:
 @click.option(
     "--previous", type=_FILE, multiple=True, help="Earlier verdicts that the chain must lead through."
 )
-@click.option("--rotation", type=_FILE, multiple=True, help="Statements by which the key was handed over.")
+@click.option(
+    "--rotation",
+    type=_FILE,
+    multiple=True,
+    help="Statements by which the key was handed over (those in the verdicts count anyway).",
+)
 @json_output
 def check(
     file: BufferedReader,
@@ -51,11 +57,14 @@ def check(
     """
     from mirrorkeep.store import verdict as verdicts
 
-    keys = verdicts.follow_rotations(key.read(), [_read(one) for one in rotation])
     stated = _read(file)
+    earlier = [_read(one) for one in previous]
+    handed_over = [step for one in rotation for step in _read_lines(one)]
+    for one in (*earlier, stated):
+        handed_over += verdicts.stated_rotations(one)
+    keys = verdicts.follow_rotations(key.read(), handed_over)
     verdicts.check_signature(stated, keys)
     verdicts.check_manifest(stated, manifest)
-    earlier = [_read(one) for one in previous]
     for one in earlier:
         verdicts.check_signature(one, keys)
     links = verdicts.check_chain(stated, earlier)
@@ -81,6 +90,21 @@ def check(
     click.echo(f"The oldest of its bytes was read at {coverage.get('oldest_read') or 'no known time'}.")
     if links:
         click.echo(f"It continues the chain of {links} earlier verdicts.")
+
+
+def _read_lines(stream: BufferedReader) -> list[Mapping[str, Any]]:
+    """Return the JSON objects of a file: one of any form, or one a line."""
+    data = stream.read()
+    try:
+        rows = [json.loads(data)]
+    except ValueError:
+        try:
+            rows = [json.loads(line) for line in data.splitlines() if line.strip()]
+        except ValueError as error:
+            raise VerdictRefused(detail=f"{stream.name} is no JSON: {error}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise VerdictRefused(detail=f"{stream.name} holds something else than JSON objects")
+    return rows
 
 
 def _read(stream: BufferedReader) -> dict[str, Any]:

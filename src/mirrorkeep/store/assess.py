@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from mirrorkeep.errors import ForeignManifest, MalformedManifest, MirrorkeepError, printable
@@ -84,12 +84,21 @@ class Base:
     changed: Iterator[bytes] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Signer:
-    """The store's key."""
+class SigningKey(Protocol):
+    """The store's key at one instant (``keys.SigningKey``)."""
 
-    sign: verdict.Sign
-    public_key: bytes
+    @property
+    def sign(self) -> verdict.Sign: ...
+
+    @property
+    def public_key(self) -> bytes: ...
+
+    @property
+    def rotations(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+Signer = Callable[[], SigningKey]
+"""Gives the key when the verdict is signed: it may have been rotated while everything was read."""
 
 
 class Assessment:
@@ -361,8 +370,9 @@ class Assessment:
             fields = {name: printable(value) for name, value in error.fields.items()}
             statement["error"] = {"code": error.code, "title": str(error), "fields": fields}
         counts = word == verdict.FAILED or self.mode != METADATA
+        key = signer()
         made = Chain(subject.folder).add(
-            statement, self.validation, signer.sign, signer.public_key, counts=counts
+            statement, self.validation, key.sign, key.public_key, counts=counts, rotations=key.rotations
         )
         remove_record(self._checkpoint_path)
         remove_record(self._progress_path)

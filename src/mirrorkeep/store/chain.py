@@ -12,12 +12,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from mirrorkeep.store.records import read_record, write_record
-from mirrorkeep.store.verdict import FIRST, Sign, Verdict, digest_of, sign_verdict
+from mirrorkeep.store.verdict import (
+    FIRST,
+    Sign,
+    Verdict,
+    digest_of,
+    fingerprint,
+    rotations_between,
+    sign_verdict,
+)
 
 
 class Chain:
@@ -47,11 +55,13 @@ class Chain:
         public_key: bytes,
         *,
         counts: bool = True,
+        rotations: Sequence[Mapping[str, Any]] = (),
     ) -> Verdict:
         """Chain, sign and keep a verdict; durable when this returns.  A repeated call changes nothing.
 
-        ``counts=False`` keeps the snapshot's own verdict as it is.  Raises OSError: nothing was chained,
-        or all of it was and the repeated call returns it.
+        ``counts=False`` keeps the snapshot's own verdict as it is.  Of ``rotations`` (all of the store's) the
+        verdict carries those that lead from the key of the one before it to its own.  Raises OSError: nothing
+        was chained, or all of it was and the repeated call returns it.
         """
         os.makedirs(self.directory, exist_ok=True)
         sequence = int(statement["sequence"])
@@ -61,11 +71,22 @@ class Chain:
             if known is not None:
                 return known
             link = {**statement, "validation": validation, "previous": self.head()}
+            if handed_over := self._handed_over(public_key, rotations):
+                link["rotations"] = handed_over
             verdict = sign_verdict(link, sign, public_key)
             head = {"digest": digest_of(verdict), "counts": counts, "verdict": verdict}
             write_record(f"{self.directory}/head.json", head)
             self._spread()
             return verdict
+
+    def _handed_over(
+        self, public_key: bytes, rotations: Sequence[Mapping[str, Any]]
+    ) -> list[Mapping[str, Any]]:
+        record = read_record(f"{self.directory}/head.json")
+        own = fingerprint(public_key)
+        if record is None or record["verdict"]["key"] == own:
+            return []
+        return rotations_between(rotations, record["verdict"]["key"], own)
 
     def _spread(self) -> None:
         """Write the head's other files where a crash left them unwritten."""

@@ -1,22 +1,29 @@
 """The store's keys: its own certificate authority, the server's certificate, the key that signs verdicts.
 
 Answers for: files under ``DATA/keys`` (folder 0700, secrets 0600, never inside the pool): ``ca.pem``,
-``ca.key``, ``server.pem``, ``server.key`` (EC P-256), ``verdict.key``, ``verdict.pub`` (Ed25519).  A real
+``ca.key``, ``server.pem``, ``server.key`` (EC P-256), ``verdict.key``, ``verdict.pub`` (Ed25519), and
+``verdict.rotations``, how each verdict key was handed over to the next, a statement a line.  A real
 certificate takes the place of ``server.pem`` by configuration (``pool.Store.certificate``).
 
 Not here: what is signed (``verdict``), TLS itself (``server``).  Secrets are written before what is public
-about them, each atomically: a crash leaves nothing that :func:`create_keys` would not complete.
+about them, each atomically: a crash leaves nothing that :func:`create_keys` would not complete.  A rotation
+is decided by its statement: before that a crash leaves ``verdict.next.key``, which is thrown away, after that
+one which :func:`finish_rotation` puts in its place.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import datetime
-import functools
+import fcntl
 import ipaddress
+import json
 import os
 import socket
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -25,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mirrorkeep.store.records import flush_directory
+from mirrorkeep.store.verdict import make_rotation
 
 _CA_DAYS: Final = 3650
 _SERVER_DAYS: Final = 397
@@ -49,8 +57,11 @@ def create_keys(folder: str, hosts: Iterable[str] = ()) -> None:
 def renew_certificate(folder: str, hosts: Iterable[str] = ()) -> bool:
     """Issue the server's certificate anew when it is missing, ends within 30 days, or lacks a host.
 
-    Returns whether it did.  Clients trust the authority, so that they do not notice.
+    Returns whether it did.  Clients trust the authority, so that they do not notice.  A rotation of the
+    verdict key that was cut off is finished, too.
     """
+    with _locked(folder):
+        finish_rotation(folder)
     names = _names({"localhost", "127.0.0.1", "::1", socket.gethostname(), *hosts})
     path = os.path.join(folder, "server.pem")
     if os.path.exists(path):
@@ -70,9 +81,19 @@ def server_certificate(folder: str) -> tuple[str, str]:
     return os.path.join(folder, "server.pem"), os.path.join(folder, "server.key")
 
 
-def sign(folder: str, payload: bytes) -> bytes:
-    """Return the Ed25519 signature (64 bytes) of ``payload`` under the store's verdict key."""
-    return _verdict_key(os.path.join(folder, "verdict.key")).sign(payload)
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """The verdict key of one instant: what signs (64 bytes), its public key (PEM), all rotations so far."""
+
+    sign: Callable[[bytes], bytes]
+    public_key: bytes
+    rotations: tuple[dict[str, Any], ...]
+
+
+def signing_key(folder: str) -> SigningKey:
+    """Return the store's verdict key as it is now; keep it for one signature only."""
+    key = _verdict_key(os.path.join(folder, "verdict.key"))
+    return SigningKey(key.sign, _public_pem(key), tuple(rotations(folder)))
 
 
 def public_key(folder: str) -> bytes:
@@ -93,14 +114,78 @@ def verify(public_pem: bytes, signature: bytes, payload: bytes) -> bool:
     return True
 
 
+# --- rotation -----------------------------------------------------------------------------------
+
+
+def rotate_verdict_key(folder: str, time: str) -> dict[str, Any]:
+    """Put a new verdict key in place of the old one, whose secret is gone then; return the statement.
+
+    Old verdicts stay checkable: the statement, signed by both keys, leads from the old one to the new.  May
+    be done while the store serves.  Durable when this returns; OSError: the old key stays, or the next start
+    or rotation finishes what was decided.
+    """
+    with _locked(folder):
+        finish_rotation(folder)
+        old = _verdict_key(os.path.join(folder, "verdict.key"))
+        new = ed25519.Ed25519PrivateKey.generate()
+        _write(folder, "verdict.next.key", new.private_bytes(_PEM, _PKCS8, _PLAIN), 0o600)
+        statement = make_rotation(old.sign, _public_pem(old), new.sign, _public_pem(new), time)
+        lines = [json.dumps(one, sort_keys=True) + "\n" for one in (*rotations(folder), statement)]
+        _write(folder, "verdict.rotations", "".join(lines).encode("ascii"), 0o644)
+        finish_rotation(folder)
+    return statement
+
+
+def rotations(folder: str) -> list[dict[str, Any]]:
+    """Return the statements by which verdict keys were handed over, oldest first."""
+    try:
+        with open(os.path.join(folder, "verdict.rotations"), "rb") as stream:
+            return [json.loads(line) for line in stream]
+    except FileNotFoundError:
+        return []
+
+
+def finish_rotation(folder: str) -> None:
+    """Finish a rotation that was decided, forget one that was not.  Repeatable."""
+    path = os.path.join(folder, "verdict.key")
+    following = os.path.join(folder, "verdict.next.key")
+    if os.path.exists(following):
+        stated = rotations(folder)
+        raw = _verdict_key(following).public_key().public_bytes_raw()
+        if stated and base64.b64decode(stated[-1]["new_key"]) == raw:
+            os.rename(following, path)
+        else:
+            os.unlink(following)
+        flush_directory(folder)
+    if os.path.exists(path):
+        public = _public_pem(_verdict_key(path))
+        with contextlib.suppress(FileNotFoundError):
+            if public_key(folder) == public:
+                return
+        _write(folder, "verdict.pub", public, 0o644)
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 # --- making -------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=16)
 def _verdict_key(path: str) -> ed25519.Ed25519PrivateKey:
     key = _load_secret(path)
     assert isinstance(key, ed25519.Ed25519PrivateKey)
     return key
+
+
+def _public_pem(key: ed25519.Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _create_authority(folder: str) -> None:
@@ -149,9 +234,7 @@ def _create_verdict_key(folder: str) -> None:
     if not os.path.exists(path):
         key = ed25519.Ed25519PrivateKey.generate()
         _write(folder, "verdict.key", key.private_bytes(_PEM, _PKCS8, _PLAIN), 0o600)
-    public = _verdict_key(path).public_key()
-    pem = public.public_bytes(_PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    _write(folder, "verdict.pub", pem, 0o644)
+    _write(folder, "verdict.pub", _public_pem(_verdict_key(path)), 0o644)
 
 
 def _belongs(folder: str, certificate: x509.Certificate) -> bool:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -297,8 +298,7 @@ class Validator:
                 yield from volume.parts()
 
     def _signer(self) -> Signer:
-        folder = self.store.keys_folder
-        return Signer(lambda payload: keys.sign(folder, payload), keys.public_key(folder))
+        return partial(keys.signing_key, self.store.keys_folder)
 
     # --- stopping -------------------------------------------------------------------------------
 

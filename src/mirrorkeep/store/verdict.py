@@ -196,6 +196,29 @@ def follow_rotations(key: bytes, rotations: Iterable[Mapping[str, Any]]) -> list
         trusted.append(new_key)
 
 
+def rotations_between(statements: Sequence[Mapping[str, Any]], old: str, new: str) -> list[Mapping[str, Any]]:
+    """Return the statements that lead from the key of fingerprint ``old`` to that of ``new``, in order.
+
+    Statements come oldest first; nothing is returned when they do not lead there.
+    """
+    path: list[Mapping[str, Any]] = []
+    for one in statements:
+        if fingerprint(str(one["old_key"]).encode()) == old:
+            path.append(one)
+            old = fingerprint(str(one["new_key"]).encode())
+            if old == new:
+                return path
+    return []
+
+
+def stated_rotations(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the statements that a verdict carries.  Raises VerdictRefused when they are none."""
+    stated = verdict.get("rotations", [])
+    if not isinstance(stated, list) or not all(isinstance(one, dict) for one in stated):
+        raise VerdictRefused(detail="its key rotations are malformed")
+    return stated
+
+
 def _rotation_key(rotation: Mapping[str, Any], name: str) -> bytes:
     return _raw(load_public_key(str(rotation.get(name, "")).encode()))
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import socket
 import ssl
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mirrorkeep.store import keys
+from mirrorkeep.store import keys, verdict
 
 
 @pytest.fixture
@@ -80,10 +83,67 @@ def test_a_key_torn_from_its_certificate_is_replaced(folder: str, tmp_path: Path
 
 
 def test_signatures_hold_for_what_was_signed_only(folder: str, tmp_path: Path) -> None:
-    signature = keys.sign(folder, b"verdict")
+    signature = keys.signing_key(folder).sign(b"verdict")
     public = keys.public_key(folder)
     assert keys.verify(public, signature, b"verdict")
     assert not keys.verify(public, signature, b"Verdict")
     assert not keys.verify(public, signature[:-1] + bytes([signature[-1] ^ 1]), b"verdict")
     keys.create_keys(str(tmp_path / "other"))
     assert not keys.verify(keys.public_key(str(tmp_path / "other")), signature, b"verdict")
+
+
+# --- rotation of the verdict key ----------------------------------------------------------------
+
+
+def secret_and_public(folder: str) -> tuple[bytes, bytes]:
+    return read(folder, "verdict.key"), read(folder, "verdict.pub")
+
+
+def test_a_rotated_key_signs_and_the_old_one_leads_to_it(folder: str) -> None:
+    first = keys.public_key(folder)
+    stated = [keys.rotate_verdict_key(folder, time) for time in ("2012", "2013")]
+    now = keys.signing_key(folder)
+    assert keys.public_key(folder) == now.public_key != first
+    assert list(now.rotations) == keys.rotations(folder) == stated
+    assert keys.verify(now.public_key, now.sign(b"verdict"), b"verdict")
+    trusted = verdict.follow_rotations(first, stated)
+    assert verdict.fingerprint(trusted[-1]) == verdict.fingerprint(now.public_key)
+    assert stat.S_IMODE(os.stat(os.path.join(folder, "verdict.key")).st_mode) == 0o600
+    assert "verdict.next.key" not in os.listdir(folder)
+
+
+class Cut(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_rotation_that_is_cut_off_is_finished_or_never_was(
+    folder: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, left = keys.public_key(folder), steps
+    write, rename = keys._write, os.rename
+
+    def step(work: Callable[..., None]) -> Callable[..., None]:
+        def limited(*arguments: Any) -> None:
+            nonlocal left
+            if not left:
+                raise Cut
+            left -= 1
+            work(*arguments)
+
+        return limited
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keys, "_write", step(write))
+        patched.setattr(keys.os, "rename", step(rename))
+        with contextlib.suppress(Cut):
+            keys.rotate_verdict_key(folder, "2012")
+    during = keys.signing_key(folder)  # a validation may end at this very instant
+    assert keys.verify(during.public_key, during.sign(b"x"), b"x")
+    keys.renew_certificate(folder)
+    now = keys.signing_key(folder)
+    assert keys.public_key(folder) == now.public_key
+    assert "verdict.next.key" not in os.listdir(folder)
+    trusted = verdict.follow_rotations(first, keys.rotations(folder))
+    assert verdict.fingerprint(trusted[-1]) == verdict.fingerprint(now.public_key)
+    assert (now.public_key == first) == (keys.rotations(folder) == [])

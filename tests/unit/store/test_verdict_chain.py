@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from mirrorkeep.cli.verdict import check as check_command
 from mirrorkeep.errors import VerdictRefused
 from mirrorkeep.store import verdict as v
 from mirrorkeep.store.chain import Chain
@@ -155,3 +158,69 @@ def test_a_rotation_signed_by_both_keys_is_followed(key: Key) -> None:
 def test_a_file_that_is_no_key_is_refused(data: bytes) -> None:
     with pytest.raises(VerdictRefused):
         v.load_public_key(data)
+
+
+def rotated(folder: Path, *signers: Key) -> tuple[list[v.Verdict], list[dict[str, Any]]]:
+    """Return a chain of two verdicts by each signer in turn, and the rotations between them."""
+    steps = [
+        v.make_rotation(old.sign, old.pem, new.sign, new.pem, "2012")
+        for old, new in itertools.pairwise(signers)
+    ]
+    chain, made = Chain(str(folder)), []
+    for number in range(2 * len(signers)):
+        signer = signers[number // 2]
+        one = statement(number)
+        made.append(chain.add(one, f"{number:016x}", signer.sign, signer.pem, rotations=steps))
+    return made, steps
+
+
+def test_the_first_verdict_of_a_new_key_carries_the_handover(tmp_path: Path, key: Key) -> None:
+    made, steps = rotated(tmp_path, key, Key(), Key())
+    assert [one.get("rotations") for one in made] == [None, None, [steps[0]], None, [steps[1]], None]
+    carried = [step for one in made for step in v.stated_rotations(one)]
+    trusted = v.follow_rotations(key.pem, carried)
+    for one in made:
+        v.check_signature(one, trusted)
+    assert v.check_chain(made[-1], made[:-1]) == 5
+    with pytest.raises(VerdictRefused):
+        v.check_signature({**made[2], "rotations": []}, trusted)
+
+
+def test_a_part_that_missed_a_rotation_carries_all_of_them(tmp_path: Path, key: Key) -> None:
+    second, third = Key(), Key()
+    steps = [
+        v.make_rotation(key.sign, key.pem, second.sign, second.pem, "2012"),
+        v.make_rotation(second.sign, second.pem, third.sign, third.pem, "2013"),
+    ]
+    chain = Chain(str(tmp_path))
+    chain.add(statement(1), "a" * 16, key.sign, key.pem)
+    made = chain.add(statement(2), "b" * 16, third.sign, third.pem, rotations=steps)
+    assert made["rotations"] == steps
+    v.check_signature(made, v.follow_rotations(key.pem, made["rotations"]))
+    first = Chain(str(tmp_path / "new")).add(statement(1), "c" * 16, third.sign, third.pem, rotations=steps)
+    assert "rotations" not in first, "nothing came before it"
+
+
+@pytest.mark.parametrize("malformed", ["x", [1], {"old_key": ""}])
+def test_malformed_rotations_in_a_verdict_are_refused(malformed: object) -> None:
+    with pytest.raises(VerdictRefused, match="malformed"):
+        v.stated_rotations({"rotations": malformed})
+
+
+def test_a_handover_is_followed_by_the_command(tmp_path: Path, key: Key) -> None:
+    made, steps = rotated(tmp_path / "part", key, Key(), Key())
+    (tmp_path / "manifest").write_bytes(b"manifest")
+    (tmp_path / "key").write_bytes(key.pem)
+    (tmp_path / "all").write_text("".join(json.dumps(one) + "\n" for one in steps))
+    for number, one in enumerate(made):
+        (tmp_path / str(number)).write_text(json.dumps(one))
+    common = ["--manifest", str(tmp_path / "manifest"), "--key", str(tmp_path / "key"), "--json"]
+
+    def check(number: int, *more: str) -> Result:
+        return CliRunner().invoke(check_command, [str(tmp_path / str(number)), *common, *more])
+
+    earlier = [argument for number in range(5) for argument in ("--previous", str(tmp_path / str(number)))]
+    assert json.loads(check(5, *earlier).output)["links"] == 5
+    assert json.loads(check(5, "--rotation", str(tmp_path / "all")).output)["holds"]
+    assert json.loads(check(2).output)["holds"], "it carries its own handover"
+    assert isinstance(check(5).exception, VerdictRefused)
