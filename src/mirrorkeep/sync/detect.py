@@ -159,6 +159,9 @@ class Detector:
     def _entry(self, path: bytes, blob: bytes) -> bool:
         """Settle one entry of the walk; returns whether it made a difference."""
         key = order_key(path)
+        old = self._old
+        while (head := old.head()) is not None and head.key < key:
+            self._remove(head)
         self._patch_before(key)
         forced = doubted = False
         patched = self._next_patch
@@ -166,9 +169,6 @@ class Detector:
             doubted = LOOK_AGAIN in patched[1].fields
             forced = not doubted
             self._advance_patch()
-        old = self._old
-        while (head := old.head()) is not None and head.key < key:
-            self._remove(head)
         touched = path in self._touched  # only now: its last entries may just have been removed
         self._touched.discard(path)
         if head is None or head.key != key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import stat
 from collections.abc import Callable, Iterable
@@ -277,6 +278,40 @@ def test_a_patched_entry_that_the_source_lost_is_removed_once(tree: Tree) -> Non
     seen = tree.detect([unknown(b"zero")])
     assert seen.of("removed") == [b"zero"]
     assert b"hash=" in seen.lines[b"zero"]  # its record, not the patch's
+
+
+def test_a_patched_entry_behind_one_that_the_source_lost_is_looked_at_and_stays(tree: Tree) -> None:
+    (tree.root / "many" / "file010").unlink()
+    seen = tree.detect([unknown(b"many/file010"), unknown(b"many/file011"), unknown(b"many")])
+    assert seen.of("removed") == [b"many/file010"]
+    assert seen.forced == {b"many/file011", b"many"}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_is_patched_is_looked_at_and_nothing_that_is_there_goes(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    tree = Tree(tmp_path)
+    names = [f"{folder}f{number}" for folder in ("", "a/", "a/b/", "c/") for number in range(4)]
+    for name in chance.sample(names, 12):
+        tree.write(name)
+    tree.record()
+    before = set(tree.paths())
+    for name in names:
+        if chance.random() < 0.3:
+            (tree.root / name).unlink(missing_ok=True)
+    if chance.random() < 0.3:
+        shutil.rmtree(tree.root / "a" / "b", ignore_errors=True)
+    for name in chance.sample(names, 2):
+        tree.write(name)
+    there = set(tree.paths())
+    every = sorted(before | there | {b"a/b", b"c/extra", b"zz"})
+    patched = {path for path in every if chance.random() < 0.4}
+    patch = [unknown(path) for path in patched]
+    seen = tree.detect(patch)
+    removed = seen.of("removed")
+    assert sorted(removed) == sorted((before | patched) - there)
+    assert set(seen.of("new")) == there - before
+    assert patched & there == seen.forced
 
 
 Change = Callable[[Tree], object]
