@@ -92,7 +92,7 @@ class LatePhases:
 
     def run(self, journal: Journal, *, old_entries: int) -> None:
         """Do everything that waited, in the one order that keeps the mirror whole."""
-        self._run.adopt_leaders(journal)
+        self._run.leaders.adopt(journal)
         self._run.reporter.phase("delete")
         matches = self._match_renames(journal)
         self._hold(matches)
@@ -208,7 +208,7 @@ class LatePhases:
                 source = next(sources, b"")
             if source and source[:8] == _NUMBER.pack(number):
                 wanted.key, wanted.source_line = self._key(number), source[8:]
-            item.link_to = self._run.leader_of(item)
+            item.link_to = self._run.leaders.leader_of(item)
             if item.link_to:
                 links.append(item.pack())
             elif not self.repeats.choose(item, wanted):
@@ -227,7 +227,7 @@ class LatePhases:
         for row in links:
             item = Item.unpack(row)
             wanted = Wanted(item.path, item.old_line, item.forced)
-            digest = self._run.leader_digest(item)
+            digest = self._run.leaders.digest(item)
             if digest:  # without one the leader was not brought over: this name carries the content itself
                 wanted.link_to, wanted.digest = item.link_to, digest
             self._dispatch.send(item, wanted)

@@ -26,16 +26,15 @@ from dataclasses import replace
 from typing import IO, Any, Final
 
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.sync.detect import Detector, is_directory
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.index import Head, OldSide, seal_index, settled_blob, unsettled_blob
 from mirrorkeep.sync.input import Input
 from mirrorkeep.sync.journal import Item, Journal, Stretch
 from mirrorkeep.sync.late import LatePhases
-from mirrorkeep.sync.links import LinkTable
+from mirrorkeep.sync.leaders import Leaders
 from mirrorkeep.sync.options import RunOptions, RunResult
-from mirrorkeep.sync.orders import Action, Outcome, Wanted, digest_of_line
+from mirrorkeep.sync.orders import Action, Outcome, Wanted
 from mirrorkeep.sync.progress import Reporter
 from mirrorkeep.sync.session import Closed, RunSession
 from mirrorkeep.sync.state import OpenRun, State, boot_id
@@ -73,7 +72,10 @@ _KINDS: Final = {
 
 
 class LinksMoved(Exception):
-    """The run has to be made again, from its commit: records would name hard links that moved away."""
+    """The run has to be made again, from its commit: records would name hard links that moved away.
+
+    The next run resumes, and then looks at every file with several names.
+    """
 
 
 class MirrorRun:
@@ -92,7 +94,7 @@ class MirrorRun:
         self._dispatch: Dispatcher
         self._journal: Journal
         self._late: LatePhases
-        self._links: LinkTable
+        self.leaders: Leaders
         self._detector: Detector
         self._first_run = True
         self._intents: IO[bytes]
@@ -164,8 +166,8 @@ class MirrorRun:
         cleanup.callback(self._dispatch.close)
         self._late = LatePhases(self, self._dispatch, work)
         cleanup.callback(self._late.discard)
-        self._links = LinkTable(work)
-        cleanup.callback(self._links.close)
+        self.leaders = Leaders(self.source, work)
+        cleanup.callback(self.leaders.close)
         self._journal = Journal(
             os.path.join(work, "walk"),
             self._input.header(),
@@ -208,7 +210,7 @@ class MirrorRun:
                 self._send(item)
             else:
                 self._defer(item)
-        elif kind == keys.FILE and self._is_further_link(item):
+        elif kind == keys.FILE and self.leaders.is_further(item):
             self._defer(item)
         elif kind == keys.FILE and not forced and _inode(blob) != _inode_of_line(head.line):
             self._late.replaced(head.line)
@@ -227,7 +229,7 @@ class MirrorRun:
         if kind == keys.DIRECTORY:
             self._send(item)
         elif (
-            (kind == keys.FILE and self._is_further_link(item))
+            (kind == keys.FILE and self.leaders.is_further(item))
             or not self._first_run
             or self._late.repeats.should_wait(item)
         ):
@@ -252,65 +254,6 @@ class MirrorRun:
         self.reporter.failure(path, code, detail)
 
     # --- items -----------------------------------------------------------------------------------
-
-    def _is_further_link(self, item: Item) -> bool:
-        """Whether the entry is a further name of a file that was met before."""
-        _, _, _, links, _, _, _, inode, _ = STAT.unpack_from(item.blob)
-        if links < 2:
-            return False
-        device = self._device(item.path)
-        leader = self._links.lead(device, inode, item.path)
-        if leader == item.path:
-            return False
-        item.link_to = leader
-        return True
-
-    def leader_of(self, item: Item) -> bytes:
-        """Return the name that a late entry is to become another name of, or nothing."""
-        mode, _, _, links, _, _, _, inode, _ = STAT.unpack_from(item.blob)
-        if links < 2 or not stat.S_ISREG(mode):
-            return b""
-        leader = self._links.leader(self._device(item.path), inode)
-        return b"" if leader == item.path else leader
-
-    def adopt_leaders(self, journal: Journal) -> None:
-        """Let names that did not change lead the groups whose other names are waiting."""
-        if not journal.late_count or self._links.is_empty:
-            return
-        for path, inode, line in journal.linked_files():
-            try:
-                found = os.lstat(os.path.join(self.source, path))
-            except OSError:
-                continue
-            if found.st_ino == inode and b",hard_link=" not in line:
-                self._links.adopt(found.st_dev, inode, path, digest_of_line(line))
-
-    def _check_leaders(self) -> None:
-        """Raise LinksMoved, after a commit, when a record that did not change names a leader that did.
-
-        The next run resumes, and then looks at every file with several names.
-        """
-        if self._links.is_empty or not self._input.is_own:
-            return
-        self._journal.mark()
-        for path, inode, line in self._journal.linked_files():
-            leader = parse_record(line.rstrip(b"\n"), check=False).fields.get(keys.HARD_LINK)
-            if leader is None or not self._links.leader(self._device(path), inode):
-                continue
-            try:
-                led = os.lstat(os.path.join(self.source, leader)).st_ino == inode
-            except OSError:
-                led = False
-            if not led:
-                self.commit()
-                self._dispatch.wait()
-                raise LinksMoved
-
-    def _device(self, path: bytes) -> int:
-        try:
-            return os.lstat(os.path.join(self.source, path)).st_dev
-        except OSError:
-            return 0
 
     def _send(self, item: Item) -> None:
         self._journal.add(item)
@@ -373,20 +316,14 @@ class MirrorRun:
             self.result.changed += 1
         else:
             self.result.new += 1
-        _, _, _, links, size_bytes, _, _, inode, _ = STAT.unpack_from(item.blob)
+        size_bytes = STAT.unpack_from(item.blob)[4]
         if size_bytes > SMALL_FILE_BYTES and outcome.action != Action.STAMPED and not item.directory:
             self._sign_later(outcome.line)
-        if links > 1 and not item.directory:
-            self._links.note_digest(self._device(item.path), inode, digest_of_line(outcome.line))
+        self.leaders.note(item, outcome.line)
 
     def _sign_later(self, line: bytes) -> None:
         if len(self._unsigned) < MAX_UNSIGNED and kind_of_line(line) == keys.FILE:
             self._unsigned.append(line)
-
-    def leader_digest(self, item: Item) -> bytes:
-        """Return the digest of the content that a hard link leads to."""
-        inode = STAT.unpack_from(item.blob)[7]
-        return self._links.digest(self._device(item.path), inode)
 
     def _settle(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
         if item.late:
@@ -447,7 +384,10 @@ class MirrorRun:
             return
         dispatch.wait()
         journal.drain()
-        self._check_leaders()
+        if self._input.is_own and self.leaders.strayed(journal):
+            self.commit()
+            dispatch.wait()
+            raise LinksMoved
         header, digest = self._input.header(), self.options.digest
         walk_summary = journal.finish()
         late.run(journal, old_entries=old.entries)
