@@ -1,0 +1,166 @@
+"""What only a whole run shows: workers that die, several targets of one source, how far a walk runs ahead."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirrorkeep.sync.dispatch import Dispatcher
+from mirrorkeep.sync.journal import Item, Journal
+from mirrorkeep.sync.local import LocalSession
+from mirrorkeep.sync.orders import Order, Report, Send, SendLarge
+from mirrorkeep.sync.transfer import Transfer
+from mirrorkeep.tree.wire import SMALL_FILE_BYTES
+from rig.compare import Comparer
+from tests.property.sync.loop import Loop
+
+
+def differences(source: Path, copy: Path) -> list[str]:
+    return [str(one) for one in Comparer(str(source), str(copy), skip=(b".mirrorkeep",)).differences()]
+
+
+def make_files(loop: Loop, count: int) -> None:
+    for number in range(count):
+        place = loop.source / f"d{number % 3}" / f"f{number}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"%d" % number)
+
+
+# --- workers that die (GEN-17) ------------------------------------------------------------------------
+
+
+def holds(order: Order, path: bytes) -> bool:
+    wanted = (
+        order.wanted if isinstance(order, Send) else [order.wanted] if isinstance(order, SendLarge) else []
+    )
+    return any(one.path == path for one in wanted)
+
+
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes, Path | None], None]:
+    """Have a worker killed that has carried out the order with a path, once if there is a mark to leave."""
+    carry_out = Transfer.__call__
+
+    def arm(path: bytes, mark: Path | None) -> None:
+        def die(transfer: Transfer, order: Order) -> Report:
+            report = carry_out(transfer, order)
+            if holds(order, path) and (mark is None or not mark.exists()):
+                if mark is not None:
+                    mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return report
+
+        monkeypatch.setattr(Transfer, "__call__", die)
+
+    return arm
+
+
+@pytest.mark.parametrize("path", [b"d1/f1", b"large"])
+@pytest.mark.parametrize("first", [True, False], ids=["first run", "later run"])
+def test_a_worker_that_is_killed_costs_a_retry_and_not_the_run(
+    tmp_path: Path, deadly: Callable[[bytes, Path | None], None], path: bytes, first: bool
+) -> None:
+    loop = Loop(tmp_path)
+    make_files(loop, 1200)
+    (loop.source / "large").write_bytes(os.urandom(SMALL_FILE_BYTES + 5))
+    if not first:
+        loop.sync()
+        for name in ("d1/f1", "large", "d2/f2"):
+            (loop.source / name).write_bytes(os.urandom(SMALL_FILE_BYTES + 9 if name == "large" else 9))
+    mark = tmp_path / "killed"
+    deadly(path, mark)
+    result = loop.sync()
+    assert mark.exists()
+    assert (result.status, result.failures) == ("complete", [])
+    assert differences(loop.source, loop.copy) == []
+    loop.check_unchanged()
+
+
+def test_what_kills_every_worker_fails_by_name_and_the_rest_is_brought_over(
+    tmp_path: Path, deadly: Callable[[bytes, Path | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(tmp_path)
+    make_files(loop, 1200)
+    (loop.source / "large").write_bytes(os.urandom(SMALL_FILE_BYTES + 5))
+    deadly(b"large", None)
+    result = loop.sync()
+    assert (result.status, [failure[:2] for failure in result.failures]) == (
+        "partial",
+        [(b"large", "worker_lost")],
+    )
+    monkeypatch.undo()
+    assert loop.sync().status == "complete"
+    assert differences(loop.source, loop.copy) == []
+
+
+# --- several targets (CHG-10) -------------------------------------------------------------------------
+
+
+def test_each_target_of_a_source_is_compared_with_a_manifest_of_its_own(tmp_path: Path) -> None:
+    one, other = Loop(tmp_path), Loop(tmp_path)
+    other.copy, other.target = tmp_path / "other copy", "other target"
+    other._open_session = lambda: LocalSession(os.fspath(other.copy))
+    make_files(one, 30)
+    assert one.sync().new == one.sync().entries
+    (one.source / "d0" / "f0").write_bytes(b"edited")
+    (one.source / "d1" / "f1").rename(one.source / "d1" / "moved")
+    assert other.sync().new == 34
+    first = one.sync()
+    assert (first.new, first.changed - first.moved, first.moved, first.removed) == (0, 2, 1, 0)
+    (one.source / "d2" / "f2").unlink()
+    for loop in (other, one):
+        assert loop.sync().removed == 1
+        assert differences(loop.source, loop.copy) == []
+        again = loop.sync()
+        assert (again.unchanged, again.bytes_sent) == (again.entries, 0)
+    assert len(list((tmp_path / "state").glob("*/manifest"))) == 2
+
+
+# --- flow control (WQ-05) -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1100, 1500])
+def test_the_walk_waits_while_too_many_entries_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """The worker that has the first entries keeps them until the coordinator can but wait."""
+    loop = Loop(tmp_path)
+    make_files(loop, 4000)
+    gate, release = os.pipe()
+    carry_out, collect, add = Transfer.__call__, Dispatcher.collect, Journal.add
+    peak, waited_at = [0], [0]
+
+    def held(transfer: Transfer, order: Order) -> Report:
+        os.read(gate, 1)
+        return carry_out(transfer, order)
+
+    def watch(dispatcher: Dispatcher, timeout_s: float | None) -> None:
+        if timeout_s is None:
+            waited_at[0] = waited_at[0] or peak[0]
+            os.write(release, b"go")
+        collect(dispatcher, timeout_s)
+
+    def count(journal: Journal, item: Item) -> None:
+        add(journal, item)
+        peak[0] = max(peak[0], len(journal))
+
+    for owner, name, patched in (
+        (Transfer, "__call__", held),
+        (Dispatcher, "collect", watch),
+        (Journal, "add", count),
+    ):
+        monkeypatch.setattr(owner, name, patched)
+    options: dict[str, Any] = {"threads": 1, "max_entries_in_core": most}
+    assert loop.sync(replace(loop.options, **options)).status == "complete"
+    assert waited_at == [most + 1]
+    assert peak == [most + 1]
+    monkeypatch.undo()
+    assert differences(loop.source, loop.copy) == []
+    for fd in (gate, release):
+        os.close(fd)
