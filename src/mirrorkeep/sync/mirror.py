@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import IO, Any, Final
 
+from mirrorkeep.errors import NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.sync.detect import Detector, is_directory
 from mirrorkeep.sync.dispatch import Dispatcher
@@ -114,12 +115,16 @@ class MirrorRun:
             self._prepare(old, cleanup)
             self._detector = Detector(old, self, patch)
             self.reporter.phase("walk")
-            self._detector.run(
-                walk(self.source, keep=self.options.keep, one_file_system=self.options.one_file_system)
-            )
-            self.result.entries = self._detector.entries
-            self.result.unchanged = self._detector.unchanged_entries
-            self._finish(old, started)
+            try:
+                self._detector.run(
+                    walk(self.source, keep=self.options.keep, one_file_system=self.options.one_file_system)
+                )
+                self.result.entries = self._detector.entries
+                self.result.unchanged = self._detector.unchanged_entries
+                self._finish(old, started)
+            except NoSpace:
+                self.state.note_run(replace(self._open_run, room_first=True))
+                raise
         result = self.result
         result.run = info.mark.run
         result.bytes_read, result.bytes_sent = self._dispatch.read_bytes, self._dispatch.sent_bytes
@@ -148,7 +153,13 @@ class MirrorRun:
     def _prepare(self, old: OldSide, cleanup: ExitStack) -> None:
         options, state = self.options, self.state
         mark = self.session.mark
-        self._open_run = OpenRun(mark.run, own_input=self._input.is_own, boot=boot_id())
+        left = state.open_run()
+        self._open_run = OpenRun(
+            mark.run,
+            own_input=self._input.is_own,
+            boot=boot_id(),
+            room_first=left is not None and left.room_first,
+        )
         # Noted before the files of an earlier run go: a note must never promise files that are not there.
         state.note_run(self._open_run)
         work = state.fresh_work()
@@ -217,8 +228,8 @@ class MirrorRun:
             self._defer(item)
         elif kind == keys.FILE and forced and STAT.unpack_from(blob)[3] > 1:
             self._defer(item)  # its other names may be good: then it becomes another name of them
-        elif doubted and kind != keys.DIRECTORY:
-            self._defer(item)  # what stands in its way, or in the place of its folder, goes first
+        elif (doubted or self._open_run.room_first) and kind != keys.DIRECTORY:
+            self._defer(item)  # what stands in its way, or takes its room, goes first
         else:
             self._send(item)
 

@@ -57,6 +57,9 @@ class OpenRun:
     boot: str = ""
     """The boot of this machine that it ran in: ``work/intents`` is whole only while that lasts."""
 
+    room_first: bool = False
+    """The store was full: until a run has closed, what goes is removed before anything is sent."""
+
     def is_resumable(self) -> bool:
         """Return whether what the run left says everything that the mirror may hold because of it."""
         return self.own_input and self.boot == boot_id()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mirrorkeep.errors import NoSpace
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.journal import Item, Journal
 from mirrorkeep.sync.local import LocalSession
@@ -18,7 +19,7 @@ from mirrorkeep.sync.orders import Order, Report, Send, SendLarge
 from mirrorkeep.sync.transfer import Transfer
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 from rig.compare import Comparer
-from tests.property.sync.loop import Loop
+from tests.property.sync.loop import Cut, CutAfter, Loop
 
 
 def differences(source: Path, copy: Path) -> list[str]:
@@ -120,6 +121,40 @@ def test_each_target_of_a_source_is_compared_with_a_manifest_of_its_own(tmp_path
         again = loop.sync()
         assert (again.unchanged, again.bytes_sent) == (again.entries, 0)
     assert len(list((tmp_path / "state").glob("*/manifest"))) == 2
+
+
+# --- a store without room -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut_again", [False, True])
+def test_after_a_run_without_room_what_goes_makes_room_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_again: bool
+) -> None:
+    """The changed file stands before the one that goes: in the usual order no run gets to the deletion."""
+    loop = Loop(tmp_path)
+    make_files(loop, 12)
+    (loop.source / "zz in the way").write_bytes(b"takes the room")
+    loop.sync()
+    (loop.source / "zz in the way").unlink()
+    for name in ("d0/f0", "d1/new"):
+        (loop.source / name).write_bytes(b"needs room")
+    carry_out = Transfer.__call__
+
+    def no_room(transfer: Transfer, order: Order) -> Report:
+        if (loop.copy / "zz in the way").exists() and (holds(order, b"d0/f0") or holds(order, b"d1/new")):
+            raise NoSpace(detail="full")
+        return carry_out(transfer, order)
+
+    monkeypatch.setattr(Transfer, "__call__", no_room)
+    with pytest.raises(NoSpace):
+        loop.sync()
+    if cut_again:
+        with pytest.raises(Cut), CutAfter(0):
+            loop.sync()
+    result = loop.sync()
+    assert (result.status, result.removed, result.failures) == ("complete", 1, [])
+    assert differences(loop.source, loop.copy) == []
+    loop.check_unchanged()
 
 
 # --- flow control (WQ-05) -----------------------------------------------------------------------------
