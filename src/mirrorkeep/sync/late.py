@@ -16,9 +16,9 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from mirrorkeep.errors import DeletionGuard, MalformedManifest
+from mirrorkeep.errors import AlreadyExists, DeletionGuard, MalformedManifest
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.record import parse_record
+from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList, SpilledSort
 from mirrorkeep.manifest.writer import ManifestSummary
 from mirrorkeep.sync.contents import Repeats
@@ -172,8 +172,8 @@ class LatePhases:
 
     def _delete(self, old_entries: int) -> None:
         self._guard(old_entries)
-        for spilled, in_order in ((self._files, False), (self._others, True)):
-            queue = FrameQueue(self._dispatch, self._refused, in_order=in_order)
+        for spilled, refuse in ((self._files, self._refused_file), (self._others, self._refused)):
+            queue = FrameQueue(self._dispatch, refuse, in_order=spilled is self._others)
             for line in spilled:
                 queue.add(Frame(Op.DELETE, line))
             queue.finish()
@@ -192,6 +192,14 @@ class LatePhases:
     def _refused(self, frame: Frame, failure: Failure) -> None:
         path = failure.path or parse_record(frame.line, check=False).path
         self._run.fail(path, failure.code, failure.detail)
+
+    def _refused_file(self, frame: Frame, failure: Failure) -> None:
+        """Where a run that was cut off has put a folder already, the file is gone and the folder may stay."""
+        path = parse_record(frame.line, check=False).path
+        if failure.code != AlreadyExists.code:
+            self._refused(frame, failure)
+        elif not self._run.has_folder(path):
+            self._others.append(format_record(path, {keys.TYPE: keys.UNKNOWN}))
 
     # --- new entries and links -------------------------------------------------------------------
 

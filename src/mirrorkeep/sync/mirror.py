@@ -286,6 +286,13 @@ class MirrorRun:
         else:
             self._intents.write(item.path + b"\0")
 
+    def has_folder(self, path: bytes) -> bool:
+        """Return whether the source has a folder at ``path``."""
+        try:
+            return stat.S_ISDIR(os.lstat(os.path.join(self.source, path)).st_mode)
+        except OSError:
+            return False
+
     def doubt(self, path: bytes) -> None:
         """Note that the mirror may soon hold something else at ``path`` than its record says."""
         self._intents.write(b"/" + path + b"\0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,35 @@ def swap(loop: Loop) -> Callable[[], object]:
     return exchange
 
 
-CHANGES = [move_out, rename_folder, edit_in_place, change_mode, change_type, swap]
+def become_folder(loop: Loop) -> Callable[[], object]:
+    """A file becomes a folder with something in it, and stays one."""
+    (loop.source / "staying" / "f2").unlink()
+    (loop.source / "staying" / "f2").mkdir()
+    (loop.source / "staying" / "f2" / "inside").write_bytes(b"inside")
+    return lambda: None
+
+
+def become_folder_and_go(loop: Loop) -> Callable[[], object]:
+    become_folder(loop)
+    return lambda: shutil.rmtree(loop.source / "staying" / "f2")
+
+
+def become_file(loop: Loop) -> Callable[[], object]:
+    change_type(loop)
+    return lambda: None
+
+
+CHANGES = [
+    become_folder,
+    become_folder_and_go,
+    become_file,
+    move_out,
+    rename_folder,
+    edit_in_place,
+    change_mode,
+    change_type,
+    swap,
+]
 
 
 @pytest.mark.parametrize("committed", ["all", "nothing", "before"])
