@@ -60,6 +60,22 @@ class Churn:
         for _ in range(changes):
             self.rng.choice(kinds)()
 
+    def take_out(self) -> Callable[[], object]:
+        """Move a folder of files with one name out of the tree; returns what moves it back, unchanged."""
+
+        def is_alone(folder: Path) -> bool:
+            return folder.is_dir() and all(
+                one.is_dir() or one.lstat().st_nlink < 2 for one in folder.rglob("*")
+            )
+
+        folders = self._paths(is_alone)
+        if not folders:
+            return lambda: None
+        folder = self.rng.choice(folders)
+        aside = self.root.with_name(f"{self.root.name}.aside")
+        folder.rename(aside)
+        return lambda: aside.rename(folder)
+
     # --- choosing --------------------------------------------------------------------------------
 
     def _paths(self, want: Callable[[Path], bool]) -> list[Path]:

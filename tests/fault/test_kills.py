@@ -24,6 +24,8 @@ from rig.mirrored import Mirrored
 from rig.served import COMMAND, END_WITH_PARENT, Served
 
 pytestmark = pytest.mark.soak
+TAKE_OUT = int(os.environ.get("MIRRORKEEP_KILLS", "20")) > 20
+"""In the long tier, folders are away for the run that is killed."""
 
 
 def chosen_seed() -> int:
@@ -72,14 +74,18 @@ class Killer:
         self.mirrored.note_snapshot(json.loads(output.splitlines()[-1])["snapshot"])
 
     def kill_client(self) -> None:
+        put_back = self.churn.take_out() if TAKE_OUT and self.rng.random() < 0.3 else lambda: None
         run = self.start_run()
         if not self.wait_alive(run):
+            put_back()
+            self.finish(self.start_run())
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
         run.communicate()
         if run.returncode == -signal.SIGKILL:
             self.kills += 1
+        put_back()
         if self.rng.random() < 0.5:
             self.churn.step(4)
         began = time.monotonic()
