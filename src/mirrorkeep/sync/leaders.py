@@ -25,6 +25,7 @@ class Leaders:
         """``folder`` is for the table, when there are very many."""
         self._source = source
         self._table = LinkTable(folder)
+        self._lost_one = False
 
     def is_further(self, item: Item) -> bool:
         """Return whether the entry is a further name of a file that was met before, and note its leader."""
@@ -57,14 +58,22 @@ class Leaders:
             if found.st_ino == inode and b",hard_link=" not in line:
                 self._table.adopt(found.st_dev, inode, path, digest_of_line(line))
 
+    def lose(self, line: bytes) -> None:
+        """Take note of a record that goes: others, which nothing tells to be looked at, may lead to it.
+
+        A folder that leaves the tree takes names with it and changes nothing about their files.
+        """
+        if b",type=file," in line and b",st_nlink=1," not in line and b",hard_link=" not in line:
+            self._lost_one = True
+
     def strayed(self, journal: Journal) -> bool:
-        """Return whether a record that did not change names a leader that did."""
-        if self._table.is_empty:
+        """Return whether a record that did not change names a leader that did, or that is gone."""
+        if self._table.is_empty and not self._lost_one:
             return False
         journal.mark()
         for path, inode, line in journal.linked_files():
             leader = parse_record(line.rstrip(b"\n"), check=False).fields.get(keys.HARD_LINK)
-            if leader is None or not self._table.leader(self._device(path), inode):
+            if leader is None or not (self._lost_one or self._table.leader(self._device(path), inode)):
                 continue
             try:
                 led = os.lstat(os.path.join(self._source, leader)).st_ino == inode

@@ -250,6 +250,7 @@ class MirrorRun:
 
     def removed(self, path: bytes, line: bytes) -> None:
         """Note an entry that is to go."""
+        self.leaders.lose(line)
         self._late.remove(path, line)
         self._go_on()
 

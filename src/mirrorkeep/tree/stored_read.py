@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from mirrorkeep.errors import (
     LengthMismatch,
@@ -36,6 +38,8 @@ from mirrorkeep.tree.sidecar import Sidecar
 from mirrorkeep.tree.stored_names import list_names
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
+READ_AHEAD: Final = 16
+"""Files of one bundle that are open at once."""
 _KINDS = {
     stat_module.S_IFREG: keys.FILE,
     stat_module.S_IFDIR: keys.DIRECTORY,
@@ -177,35 +181,72 @@ def _unrecorded(directory: Directory, name: bytes, path: bytes) -> Frame:
 
 
 def read_contents(placement: Placement, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
-    """Yield the content of each file; see ``protocol.Master.contents``."""
+    """Yield the content of each file; see ``protocol.Master.contents``.
+
+    The disk is told of the next ``READ_AHEAD`` files while one is read: a snapshot that nobody looked at yet
+    is in no cache, and small files one by one leave a disk idle.
+    """
+    opened: deque[_Opened | Failure] = deque()
     with placement.directories() as directories:
-        for index, path in enumerate(paths):
-            try:
-                yield _content_of(directories, path)
-            except MirrorkeepError as problem:
-                yield Failure(index, path, problem.code, str(problem))
-            except OSError as error:
-                fault = storage_error(error, path)
-                yield Failure(index, path, fault.code, str(fault))
-            directories.trim()
+        try:
+            for index, path in enumerate(paths):
+                opened.append(_open_ahead(directories, index, path))
+                directories.trim()
+                if len(opened) > READ_AHEAD:
+                    yield _take(opened.popleft())
+            while opened:
+                yield _take(opened.popleft())
+        finally:
+            for one in opened:
+                if not isinstance(one, Failure):
+                    os.close(one.fd)
 
 
-def _content_of(directories: Directories, path: bytes) -> bytes:
-    parent, name = split_path(path)
-    fd = os.open(name, READ_FILE, dir_fd=directories.get(parent).fd)
+class _Opened(NamedTuple):
+    """A file that is about to be read."""
+
+    number: int
+    path: bytes
+    fd: int
+    size_bytes: int
+
+
+def _open_ahead(directories: Directories, index: int, path: bytes) -> _Opened | Failure:
+    fd = -1
     try:
+        parent, name = split_path(path)
+        fd = os.open(name, READ_FILE, dir_fd=directories.get(parent).fd)
         status = os.fstat(fd)
         if not stat_module.S_ISREG(status.st_mode):
             raise NotFound(what=path)
-        size = status.st_size
-        if size > SMALL_FILE_BYTES:
-            raise TooLarge(detail=f"{path!r}: {size} bytes do not travel in a bundle")
-        data = os.read(fd, size)
-        while len(data) < size and (more := os.read(fd, size - len(data))):
+        if status.st_size > SMALL_FILE_BYTES:
+            raise TooLarge(detail=f"{path!r}: {status.st_size} bytes do not travel in a bundle")
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
+        return _Opened(index, path, fd, status.st_size)
+    except (MirrorkeepError, OSError) as error:
+        if fd >= 0:
+            os.close(fd)
+        return _failure(index, path, error)
+
+
+def _take(one: _Opened | Failure) -> bytes | Failure:
+    """Read and close an opened file."""
+    if isinstance(one, Failure):
+        return one
+    try:
+        data = os.read(one.fd, one.size_bytes)
+        while len(data) < one.size_bytes and (more := os.read(one.fd, one.size_bytes - len(data))):
             data += more
+        return data
+    except OSError as error:
+        return _failure(one.number, one.path, error)
     finally:
-        os.close(fd)
-    return data
+        os.close(one.fd)
+
+
+def _failure(index: int, path: bytes, error: MirrorkeepError | OSError) -> Failure:
+    known = storage_error(error, path) if isinstance(error, OSError) else error
+    return Failure(index, path, known.code, str(known))
 
 
 def _read_small(directory: Directory, name: bytes, path: bytes, record: Record) -> bytes:
