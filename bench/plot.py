@@ -20,7 +20,7 @@ COLOURS = {
     "borg": "#ef6c00",
     HASHING: "#bdbdbd",
 }
-BAR, GAP, GROUP_GAP, HEIGHT, TOP, LEFT, BOTTOM = 22, 2, 34, 260, 50, 60, 90
+BAR, GAP, GROUP_GAP, HEIGHT, TOP, LEFT, BOTTOM = 22, 2, 34, 260, 50, 90, 90
 TALLEST = 4.0
 """Bars of more than this many times the reference are cut, and say so."""
 
