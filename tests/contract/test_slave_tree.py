@@ -277,6 +277,17 @@ def test_what_was_written_is_read_back(trial: Trial) -> None:
     assert master.read_range(b"d/f", 3, 100) == b"tent"
 
 
+def test_contents_come_in_order_however_many_are_asked_for(trial: Trial) -> None:
+    names = [b"%03d" % number for number in range(60)]
+    assert trial.apply(*(put(name, b"content of " + name) for name in names)) == []
+    assert isinstance(trial.slave, StoredTree | NativeTree)
+    wanted = [*names[30:], b"missing", *names[:30]]
+    got = list(trial.slave.contents(wanted))
+    assert [one.index for one in got if isinstance(one, Failure)] == [30]
+    del got[30], wanted[30]
+    assert got == [b"content of " + name for name in wanted]
+
+
 def test_contents_alone_come_in_the_order_asked_for(trial: Trial) -> None:
     large = b"x" * (SMALL_FILE_BYTES + 1)
     frames = [put(b"d/f", b"content"), put(b"e", b""), link(b"d/l", b"f"), put(b"large", large)]

@@ -7,7 +7,7 @@ The run goes through phases, and the order of the phases is what keeps the mirro
 2. **hold**: files that only changed their name are kept on the store under a key.
 3. **delete**: what the source no longer has, once the walk is complete and the guard agrees.
 4. **late**: renamed, new and type-changed entries, then the further names of hard-linked files.
-5. **stamp**: metadata of directories that anything was done in, innermost first.
+5. **stamp**: metadata of directories that anything was done in, once all that is missing was made.
 6. **close**: the manifest is handed over, the store commits, snapshots and queues the validation.
 
 A run that is cut off anywhere is superseded by the next, which starts from the last commit; every

@@ -11,11 +11,11 @@ Not here: the connection (``client``), what to send (``sync``), beginning and cl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
-from mirrorkeep.errors import MirrorkeepError, StoreUnreachable
+from mirrorkeep.errors import MalformedBundle, MirrorkeepError, StoreUnreachable
 from mirrorkeep.manifest.record import parse_record, unescape
 from mirrorkeep.tree import wire
 from mirrorkeep.tree.client import STREAM_TRIES, StoreClient, quote_path
@@ -25,6 +25,7 @@ from mirrorkeep.tree.protocol import Failure, Frame, Op, Segment
 __all__ = ["RemoteTransaction", "RemoteTree", "RunMark", "StoreClient"]
 
 MAX_READ_PATHS_BYTES: Final = 1 << 20
+_Item = TypeVar("_Item")
 _NOT_THERE: Final = "the store has no such entry"
 
 
@@ -105,19 +106,7 @@ class RemoteTree:
         What the server cannot read is reported as a Failure in its place.  After an answer that broke off
         the rest is asked for again.
         """
-        done, tries_left = 0, STREAM_TRIES
-        while True:
-            try:
-                for frame in self._frames_once(paths[done:], done):
-                    done += 1
-                    tries_left = STREAM_TRIES
-                    yield frame
-            except StoreUnreachable as error:
-                tries_left -= 1
-                if not tries_left or "begun" not in error.fields:
-                    raise
-            else:
-                return
+        return _again(self._frames_once, paths)
 
     def _frames_once(self, paths: Sequence[bytes], first: int) -> Iterator[Frame | Failure]:
         wanted = iter(enumerate(paths, first))
@@ -136,26 +125,19 @@ class RemoteTree:
 
     def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
         """Yield the content of each small file (one BUNDLE-READ); see ``protocol.Master``."""
-        done, tries_left = 0, STREAM_TRIES
-        while True:
-            try:
-                for content in self._contents_once(paths[done:], done):
-                    done += 1
-                    tries_left = STREAM_TRIES
-                    yield content
-            except StoreUnreachable as error:
-                tries_left -= 1
-                if not tries_left or "begun" not in error.fields:
-                    raise
-            else:
-                return
+        return _again(self._contents_once, paths)
 
     def _contents_once(self, paths: Sequence[bytes], first: int) -> Iterator[bytes | Failure]:
         url = self.client.url(snapshot=self.snapshot, content=1)
         blocks = self.client.stream_url(url, method=wire.BUNDLE_READ, body=b"\0".join(paths))
         position = 0
         for _, line, data in _read_frames(blocks, self.client.target.origin):
-            for missing in range(position, found := int(line)):
+            found = int(line) if line.isdigit() else -1
+            if not position <= found < len(paths):
+                raise MalformedBundle(
+                    offset=0, detail=f"content for no path that was asked for: {line[:40]!r}"
+                )
+            for missing in range(position, found):
                 yield Failure(first + missing, paths[missing], "not_found", _NOT_THERE)
             yield data
             position = found + 1
@@ -232,6 +214,23 @@ class RemoteTransaction:
 
 def _path_of(line: bytes) -> bytes:
     return unescape(line[1 : line.index(b",")])
+
+
+def _again(
+    once: Callable[[Sequence[bytes], int], Iterator[_Item]], paths: Sequence[bytes]
+) -> Iterator[_Item]:
+    """Yield what ``once`` gives for ``paths``, one for each; after an answer that broke off, for the rest."""
+    done, tries_left = 0, STREAM_TRIES
+    while done < len(paths):
+        try:
+            for item in once(paths[done:], done):
+                done += 1
+                tries_left = STREAM_TRIES
+                yield item
+        except StoreUnreachable as error:
+            tries_left -= 1
+            if not tries_left or "begun" not in error.fields:
+                raise
 
 
 def _read_frames(blocks: Iterator[bytes], origin: str) -> Iterator[tuple[int, bytes, bytes]]:

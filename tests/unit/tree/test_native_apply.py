@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,38 @@ def test_a_file_appears_with_content_mode_and_time(tree: NativeTree, tmp_path: P
     assert (tmp_path / "f").read_bytes() == b"hello"
     assert (status.st_mode, status.st_mtime_ns) == (0o100644, 1_000_000_000_500_000_000)
     assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o4755, 0o2750, 0o666, 0o777, 0o600, 0o444, 0])
+def test_a_new_file_has_its_owner_and_every_bit_of_its_mode(
+    tree: NativeTree, tmp_path: Path, mode: int
+) -> None:
+    mode_text = b"%o" % (0o100000 | mode)
+    assert tree.apply([put(b"f", b"x", st_mode=mode_text, st_uid=b"1234", st_gid=b"4321")]) == []
+    assert tree.apply([put(b"g", b"x", st_mode=mode_text, st_uid=b"0", st_gid=b"0")]) == []
+    for name, owner in (("f", (1234, 4321)), ("g", (0, 0))):
+        status = (tmp_path / name).stat()
+        assert (status.st_uid, status.st_gid) == owner
+        assert status.st_mode == 0o100000 | mode
+        assert status.st_mtime_ns == 1_000_000_000_500_000_000
+
+
+@pytest.mark.root
+def test_what_a_folder_hands_down_does_not_stay_on_a_new_file(tree: NativeTree, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    rule = b"".join(
+        struct.pack("<HHI", tag, bits, who)
+        for tag, bits, who in ((1, 7, 2**32 - 1), (2, 7, 1234), (4, 0, 2**32 - 1), (16, 7, 2**32 - 1))
+    ) + struct.pack("<HHI", 32, 0, 2**32 - 1)
+    try:
+        os.setxattr(tmp_path / "d", "system.posix_acl_default", struct.pack("<I", 2) + rule)
+    except OSError:
+        pytest.skip("the file system has no access lists")
+    assert tree.apply([put(b"d/f", b"x"), put(b"d/g", b"x"), put(b"h", b"x")]) == []
+    for name in ("d/f", "d/g", "h"):
+        assert "system.posix_acl_access" not in os.listxattr(tmp_path / name)
+        assert (tmp_path / name).stat().st_mode == 0o100644
 
 
 @pytest.mark.parametrize("unnamed", [True, False], ids=["nameless", "temporary-name"])
