@@ -54,7 +54,7 @@ def bundle_apply(call: Call) -> Response:
     # What brings no content needs no room, and removing makes some.
     incoming_bytes = len(body) if any(frame.data and frame.op == Op.PUT for frame in frames) else 0
     with writing(place, call.run_header, incoming_bytes):
-        failures = place.tree.apply(frames)
+        failures = place.tree.apply(frames, place.part.turn())
     failed = [
         {
             "index": failure.index,

@@ -13,12 +13,13 @@ Safe for several threads and processes; what a crash leaves behind is told in ``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 from mirrorkeep.tree import stored_move, stored_plain
 from mirrorkeep.tree.placement import Placement
 from mirrorkeep.tree.protocol import Failure, Frame
 from mirrorkeep.tree.sidecar import Sidecar
-from mirrorkeep.tree.stored_apply import Application
+from mirrorkeep.tree.stored_apply import Application, Turn
 from mirrorkeep.tree.stored_check import Finding, check_entry
 from mirrorkeep.tree.stored_plain import StagedFile
 from mirrorkeep.tree.stored_read import (
@@ -67,11 +68,14 @@ class StoredTree:
 
     # --- slave -------------------------------------------------------------------------------
 
-    def apply(self, frames: Iterable[Frame]) -> list[Failure]:
-        """Carry out ``frames``; see ``protocol.Slave``.  Not durable before the run's commit."""
+    def apply(self, frames: Iterable[Frame], turn: Turn | None = None) -> list[Failure]:
+        """Carry out ``frames``; see ``protocol.Slave``.  Not durable before the run's commit.
+
+        ``turn`` is held while the tree is written, not while the frames are checked.
+        """
         self.placement.check_writable()
         with self.placement.directories() as directories:
-            return Application(self.placement, directories).apply(frames)
+            return Application(self.placement, directories).apply(frames, turn or nullcontext())
 
     def begin(self, line: bytes, *, on_base: bool) -> StoredTransaction:
         """Open a transaction for a large file; see ``protocol.Slave`` and ``transaction``."""

@@ -16,7 +16,9 @@ import os
 import stat as stat_module
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from operator import attrgetter
+from typing import Final
 
 from mirrorkeep.errors import (
     MalformedRequest,
@@ -40,6 +42,11 @@ from mirrorkeep.tree.staging import NEW_FILE, new_name, write_all
 from mirrorkeep.tree.stored_kept import KeptContent
 
 Handler = Callable[[Record, Frame], None]
+Turn = AbstractContextManager[object]
+"""Held while a tree is written, so that writers of one tree take turns."""
+
+_BAD_FIELD: Final = (ValueError, OverflowError)
+_NO_RECORD: Final = Record(b"", {})
 
 
 class Application(KeptContent):
@@ -60,35 +67,38 @@ class Application(KeptContent):
             Op.DELETE: self._delete,
         }
 
-    def apply(self, frames: Iterable[Frame]) -> list[Failure]:
-        """Carry out ``frames`` in order and return those that were not done."""
+    def apply(self, frames: Iterable[Frame], turn: Turn) -> list[Failure]:
+        """Carry out ``frames`` in order and return those that were not done.
+
+        Everything is parsed and checked against its digest first; ``turn`` is held while the tree is written.
+        """
         failures: list[Failure] = []
-        handlers, trim = self._handlers, self._directories.trim
+        checked: list[tuple[int, Record, Frame]] = []
         for index, frame in enumerate(frames):
-            path = b""
+            record = _NO_RECORD
             try:
                 record = parse_record(frame.line)
-                path = record.path
-                handlers[frame.op](record, frame)
-            except OSError as error:
-                fault = storage_error(error, path)
-                failures.append(Failure(index, path, fault.code, str(fault)))
-            except MirrorkeepError as problem:
-                failures.append(Failure(index, path, problem.code, str(problem)))
-            except (ValueError, OverflowError) as error:
-                bad = MalformedRequest(detail=f"a record's field cannot be used: {error}")
-                failures.append(Failure(index, path, bad.code, str(bad)))
-            trim()
+                if frame.op == Op.PUT:
+                    _check_file(record, frame)
+                checked.append((index, record, frame))
+            except (MirrorkeepError, *_BAD_FIELD) as error:
+                failures.append(_failure(index, record.path, error))
+        handlers, trim = self._handlers, self._directories.trim
+        with turn:
+            for index, record, frame in checked:
+                try:
+                    handlers[frame.op](record, frame)
+                except (MirrorkeepError, OSError, *_BAD_FIELD) as error:
+                    failures.append(_failure(index, record.path, error))
+                trim()
+        failures.sort(key=attrgetter("index"))
         return failures
 
     # --- regular files -----------------------------------------------------------------------
 
     def _put(self, record: Record, frame: Frame) -> None:
-        path, fields = record.path, record.fields
-        if fields.get(keys.TYPE) != keys.FILE:
-            raise MalformedRequest(detail="content came for what is no regular file")
-        check_content(path, fields, frame.data)
-        directory, name = self._parent(path)
+        fields = record.fields
+        directory, name = self._parent(record.path)
         placement = self._placement
         mode = placement.native_mode(fields, keys.FILE)
         try:
@@ -241,6 +251,21 @@ class Application(KeptContent):
             self._remove_pair(self._directories.get(parent), name)
         except FileNotFoundError:
             pass  # the parent is gone as well
+
+
+def _check_file(record: Record, frame: Frame) -> None:
+    """Raise unless the frame's content is what its record says."""
+    if record.fields.get(keys.TYPE) != keys.FILE:
+        raise MalformedRequest(detail="content came for what is no regular file")
+    check_content(record.path, record.fields, frame.data)
+
+
+def _failure(index: int, path: bytes, error: Exception) -> Failure:
+    if isinstance(error, OSError):
+        error = storage_error(error, path)
+    elif not isinstance(error, MirrorkeepError):
+        error = MalformedRequest(detail=f"a record's field cannot be used: {error}")
+    return Failure(index, path, error.code, str(error))
 
 
 def write_ranges(fd: int, sparse: bytes, data: bytes) -> None:
