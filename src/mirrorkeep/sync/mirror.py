@@ -170,7 +170,7 @@ class MirrorRun:
             self._start_worker,
             modules=("mirrorkeep.sync.transfer",),
             processes=processes,
-            threads=-(-options.threads // processes),
+            threads=options.threads,
             settle=self._settle,
             before_send=self._intents.flush,
         )
