@@ -1,7 +1,7 @@
 """A slow, distant network on loopback, and how much of it each tool fills.
 
-Answers for: a TCP proxy that delays every byte and limits the rate in each direction (kernels without netem
-cannot do it), run as a process of its own, and the cases ``wan-large`` and ``wan-small``.
+Answers for: the line of ``rig.link`` run as a process of its own, and the cases ``wan-large`` and
+``wan-small``.
 
 ``python -m bench.wan LISTEN_PORT TARGET_PORT ONE_WAY_MS MEGABITS`` runs the proxy alone.
 """
@@ -19,55 +19,15 @@ from dataclasses import replace
 from bench import trees
 from bench.cases import Plan, Round, Sample, opened
 from bench.peers import Mirrorkeep, Rsync, await_port
+from rig.link import Direction, Line
 from rig.served import END_WITH_PARENT, free_port
 
 ROUND_TRIP_MS, MEGABITS = 50, 20
 
-QUEUE_S = 0.1
-"""Data that would wait longer than this for its turn is not read yet: the sender feels the rate."""
-
-
-class _Direction:
-    """One direction of one connection: bytes leave at the rate, ``delay_s`` later.
-
-    The time at which the line is free is shared by all connections of that direction: one link.
-    """
-
-    def __init__(self, line: dict[str, float], rate: float, delay_s: float) -> None:
-        self.line, self.rate, self.delay_s = line, rate, delay_s
-        self.queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
-
-    async def take(self, reader: asyncio.StreamReader) -> None:
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):
-            while data := await reader.read(16384):
-                now = loop.time()
-                self.line["free_at"] = max(now, self.line["free_at"]) + len(data) / self.rate
-                self.line["bytes"] += len(data)
-                await self.queue.put((self.line["free_at"] + self.delay_s, data))
-                if self.line["free_at"] - now > QUEUE_S:
-                    await asyncio.sleep(self.line["free_at"] - now - QUEUE_S)
-        await self.queue.put((loop.time() + self.delay_s, b""))
-
-    async def give(self, writer: asyncio.StreamWriter) -> None:
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):
-            while True:
-                at, data = await self.queue.get()
-                if (wait_s := at - loop.time()) > 0:
-                    await asyncio.sleep(wait_s)
-                if not data:
-                    break
-                writer.write(data)
-                await writer.drain()
-            if writer.can_write_eof():
-                writer.write_eof()
-
 
 async def serve(listen: int, target: int, delay_s: float, rate: float) -> None:
     """Accept connections on ``listen`` for ever; ``rate`` in bytes a second each way."""
-    up = {"free_at": 0.0, "bytes": 0.0}
-    down = {"free_at": 0.0, "bytes": 0.0}
+    up, down = Line(rate, delay_s), Line(rate, delay_s)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(2 * delay_s)  # the three-way handshake
@@ -76,7 +36,7 @@ async def serve(listen: int, target: int, delay_s: float, rate: float) -> None:
         except OSError:
             writer.close()
             return
-        there, back = _Direction(up, rate, delay_s), _Direction(down, rate, delay_s)
+        there, back = Direction(up), Direction(down)
         await asyncio.gather(
             there.take(reader), there.give(far_writer), back.take(far_reader), back.give(writer)
         )

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -102,11 +102,19 @@ def free_port() -> int:
     raise ServedError("no port of loopback is free")
 
 
-def command(*argv: str, environment: Mapping[str, str] | None = None, timeout_s: float = 600) -> Result:
-    """Run one ``mirrorkeep`` command to its end; raises subprocess.TimeoutExpired after ``timeout_s``."""
+def command(
+    *argv: str,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 600,
+    under: Sequence[str] = (),
+) -> Result:
+    """Run one ``mirrorkeep`` command to its end; raises subprocess.TimeoutExpired after ``timeout_s``.
+
+    ``under`` is a command that runs it (``strace``, ``prlimit``).
+    """
     began = time.monotonic()
     done = subprocess.run(
-        [*END_WITH_PARENT, *COMMAND, *argv],
+        [*END_WITH_PARENT, *under, *COMMAND, *argv],
         env={**os.environ, **(environment or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -118,9 +126,14 @@ def command(*argv: str, environment: Mapping[str, str] | None = None, timeout_s:
     return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
-def checked(*argv: str, environment: Mapping[str, str] | None = None, timeout_s: float = 600) -> Result:
+def checked(
+    *argv: str,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 600,
+    under: Sequence[str] = (),
+) -> Result:
     """Run one command that has to succeed; raises ServedError with what it said otherwise."""
-    result = command(*argv, environment=environment, timeout_s=timeout_s)
+    result = command(*argv, environment=environment, timeout_s=timeout_s, under=under)
     if result.status:
         raise ServedError(
             f"mirrorkeep {' '.join(argv)}: exit {result.status}: {result.errors}{result.output}"

@@ -140,6 +140,10 @@ class MirrorRun:
         read_bytes, sent_bytes = dispatch.read_bytes, dispatch.sent_bytes
         return replace(self._committed, bytes_read=read_bytes, bytes_sent=sent_bytes)
 
+    def distrust(self) -> None:
+        """Have the next run ask the store, for what the client remembers is damaged."""
+        self.state.forget()
+
     def settle_signatures(self) -> None:
         """Have the signatures of what was uploaded made behind the scenes; returns at once."""
         if self._unsigned:
@@ -170,7 +174,7 @@ class MirrorRun:
             self._start_worker,
             modules=("mirrorkeep.sync.transfer",),
             processes=processes,
-            threads=-(-options.threads // processes),
+            threads=options.threads,
             settle=self._settle,
             before_send=self._intents.flush,
         )

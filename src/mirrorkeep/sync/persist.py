@@ -1,7 +1,8 @@
-"""Going on after the store restarted, or hard links moved: the run resumes from its last commit.
+"""Going on after the store restarted, hard links moved, or the client's own manifest proved damaged.
 
 Answers for: one command outlives a store that is killed, upgraded or that lost a write, as long as it comes
-back within the client's patience.  What was not committed is sent again; nothing else is.
+back within the client's patience.  What was not committed is sent again; nothing else is.  Without a manifest
+of its own the run asks the store what it has.
 
 Not here: waiting for a store that does not answer (``tree.client``), what a resumed run starts from
 (``input``).  A crash leaves what the run that was cut off left.
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mirrorkeep.errors import StoreRestarted
+from mirrorkeep.errors import MalformedManifest, StoreRestarted
 from mirrorkeep.sync.mirror import LinksMoved, MirrorRun
 from mirrorkeep.sync.options import RunResult
 
@@ -22,15 +23,16 @@ MAX_RESTARTS: Final = 5
 
 
 def execute_run(make_run: Callable[[], MirrorRun]) -> tuple[MirrorRun, RunResult]:
-    """Execute a run, a new one each time the store restarted or hard links moved; returns the one that
-    closed and its result.
+    """Execute a run, a new one each time one of these things happened; returns the one that closed and its
+    result.
 
     The result's bytes and seconds are those of all of them, its counts those of the entries that the last
     one handled and of what the earlier ones had committed.  Raises StoreRestarted after
-    ``MAX_RESTARTS`` restarts, and whatever else ends a run.
+    ``MAX_RESTARTS`` restarts, MalformedManifest when it is the store's, and whatever else ends a run.
     """
     earlier: list[RunResult] = []
     started = time.monotonic()
+    distrusted = False
     while True:
         run = make_run()
         try:
@@ -38,6 +40,12 @@ def execute_run(make_run: Callable[[], MirrorRun]) -> tuple[MirrorRun, RunResult
         except LinksMoved:
             sent = run.progress()
             earlier.append(RunResult(bytes_read=sent.bytes_read, bytes_sent=sent.bytes_sent))
+        except MalformedManifest:
+            if distrusted:
+                raise
+            distrusted = True
+            run.distrust()
+            earlier.append(run.progress())
         except StoreRestarted:
             if len(earlier) >= MAX_RESTARTS:
                 raise

@@ -178,10 +178,9 @@ class Restore:
         os.makedirs(self._destination, exist_ok=True)
         fresh = not any(os.scandir(self._destination))
         processes = max(1, min(self._threads, 2 * (os.cpu_count() or 1)))
-        threads = -(-self._threads // processes)
         with (
             tempfile.TemporaryDirectory(prefix="mirrorkeep-restore-") as work,
-            WorkerPool(self._start_worker, processes=processes, threads=threads) as pool,
+            WorkerPool(self._start_worker, processes=processes, threads=self._threads) as pool,
             SpilledList(work) as links,
             SpilledList(work) as directories,
         ):

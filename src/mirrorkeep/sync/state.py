@@ -152,6 +152,12 @@ class State(StateReader):
         self._write("state.json", {"manifest": digest, "source": self.source, "target": self.target})
         self.forget_run()
 
+    def forget(self) -> None:
+        """Forget the last closed run, and the open one: the store has to say what it has."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.folder, "state.json"))
+        self.forget_run()
+
     # --- the open run ----------------------------------------------------------------------------
 
     def open_run(self) -> OpenRun | None:

@@ -1,8 +1,8 @@
 """A pool of worker processes: where hashing, compression and waiting for the network happen.
 
 The coordinator (walk, compare, manifest) is one process; everything that costs time per file runs in
-``processes`` x ``threads`` workers.  Workers are forked when the first task is submitted, so a run
-that finds nothing changed never pays for them.  Tasks and results are pickled over a pipe per worker.
+``threads`` threads of ``processes`` workers.  Workers are forked when the first task is submitted, so a
+run that finds nothing changed never pays for them.  Tasks and results are pickled over a pipe per worker.
 
 A worker that dies costs its tasks one more try in a fresh process (GEN-17); a task that kills two
 workers is reported as failed, the pool goes on.
@@ -52,6 +52,7 @@ class WorkerLost(Exception):
 class _Worker:
     pid: int
     link: socket.socket
+    threads: int
     buffer: bytearray = field(default_factory=bytearray)
     held: dict[int, Any] = field(default_factory=dict)
 
@@ -62,12 +63,15 @@ class WorkerPool:
     def __init__(
         self, start: Callable[[], Handler], *, processes: int, threads: int = 1, modules: Sequence[str] = ()
     ) -> None:
-        """``start`` runs once in each thread of each worker and returns the task handler; ``modules`` are
-        loaded just before the first fork, once for all workers."""
+        """``threads`` is how many tasks are worked on at one time, in all workers together; each has one.
+
+        ``start`` runs once in each thread of each worker and returns the task handler; ``modules`` are
+        loaded just before the first fork, once for all workers.
+        """
         self._start = start
         self._modules = modules
         self._processes = max(1, processes)
-        self._threads = max(1, threads)
+        self._threads = max(self._processes, threads)
         self._workers: list[_Worker] = []
         self._waiting: list[tuple[int, int, Any]] = []
         self._tries: dict[int, int] = {}
@@ -82,7 +86,7 @@ class WorkerPool:
     @property
     def capacity(self) -> int:
         """Tasks that can be worked on or lie ready at a worker at one time."""
-        return self._processes * (self._threads + 1)
+        return self._threads + self._processes
 
     def submit(self, sequence: int, task: Any) -> None:
         """Queue a task; the lowest sequence number goes first.  Never blocks."""
@@ -147,8 +151,8 @@ class WorkerPool:
     def _least_busy(self) -> _Worker | None:
         if len(self._workers) < self._processes and all(worker.held for worker in self._workers):
             self._workers.append(self._fork())
-        worker = min(self._workers, key=lambda one: len(one.held))
-        return worker if len(worker.held) <= self._threads else None
+        worker = min(self._workers, key=lambda one: len(one.held) - one.threads)
+        return worker if len(worker.held) <= worker.threads else None
 
     def _receive(self, worker: _Worker) -> list[Completed]:
         try:
@@ -176,7 +180,7 @@ class WorkerPool:
         _reap(worker.pid)
         self._workers.remove(worker)
         for place, (sequence, task) in enumerate(worker.held.items()):
-            if place >= self._threads:  # it lay ready and was not begun: no fault of its own
+            if place >= worker.threads:  # it lay ready and was not begun: no fault of its own
                 heapq.heappush(self._waiting, (sequence, len(self._tries), task))
             elif self._tries[sequence] >= MAX_TRIES:
                 self._tries.pop(sequence)
@@ -190,10 +194,12 @@ class WorkerPool:
         for module in self._modules:
             importlib.import_module(module)
         ours, theirs = socket.socketpair()
+        left = self._threads - sum(worker.threads for worker in self._workers)
+        threads = -(-left // (self._processes - len(self._workers)))
         pid = os.fork()
         if pid:
             theirs.close()
-            return _Worker(pid, ours)
+            return _Worker(pid, ours, threads)
         status = 1
         try:
             ours.close()
@@ -201,7 +207,7 @@ class WorkerPool:
                 sibling.link.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            _work(theirs, self._start, self._threads)
+            _work(theirs, self._start, threads)
             status = 0
         finally:
             os._exit(status)

@@ -33,9 +33,15 @@ def fresh(tmp_path: Path) -> Path:
 
 
 @QUICK
-@given(before=changes, after=changes)
-def test_the_copy_becomes_the_source(tmp_path: Path, before: list, after: list) -> None:  # type: ignore[type-arg]
+@given(before=changes, after=changes, threads=st.sampled_from((1, 2, 7)))
+def test_the_copy_becomes_the_source(
+    tmp_path: Path,
+    before: list,
+    after: list,
+    threads: int,  # type: ignore[type-arg]
+) -> None:
     loop = Loop(fresh(tmp_path))
+    loop.options = replace(loop.options, threads=threads)
     tree = Tree(loop.source)
     tree.change(before)
     assert loop.sync().status == "complete"

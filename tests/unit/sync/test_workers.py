@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
 import socket
 import struct
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,34 @@ def test_orders_and_answers_larger_than_the_pipe_do_not_lock_up(threads: int) ->
             assert all(done.result == payload for done in run(pool))
         finally:
             signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "shares"), [(4, 5, [1, 1, 1, 2]), (2, 8, [4, 4]), (3, 1, [1, 1, 1]), (1, 3, [3])]
+)
+def test_so_many_threads_work_as_were_asked_for_and_one_in_each_process_at_least(
+    processes: int, threads: int, shares: list[int]
+) -> None:
+    """Every thread holds a task until so many have been begun: fewer would never be done, more would show."""
+    fork = multiprocessing.get_context("fork")
+    count = sum(shares)
+    all_begun = fork.Barrier(count)
+
+    def start() -> Handler:
+        def handle(task: int) -> tuple[int, int]:
+            if task < count:
+                all_begun.wait(60)
+            return os.getpid(), threading.get_ident()
+
+        return handle
+
+    with WorkerPool(start, processes=processes, threads=threads) as pool:
+        for number in range(4 * count):
+            pool.submit(number, number)
+        ended = run(pool)
+    assert [done.error for done in ended if done.error] == []
+    seen = {done.result for done in ended}
+    assert sorted(Counter(pid for pid, _ in seen).values()) == shares
 
 
 def test_an_error_of_the_handler_comes_back_with_its_fields() -> None:
