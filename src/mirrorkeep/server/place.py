@@ -88,7 +88,8 @@ def find_place(store: Store, address: Address) -> Place:
             raise NotFound(what=f"snapshot {address.snapshot} of {address.volume}")
         # Opened without the cache of directories that a read-only tree keeps for every thread: the pieces
         # of one answer are read in several threads, and what those kept open nobody would close.
-        tree = StoredTree(part.snapshot_root(address.snapshot))
+        alike = store.driver.capabilities.immutable_snapshots
+        tree = StoredTree(part.snapshot_root(address.snapshot), twin=part.tree() if alike else None)
     else:
         tree = part.tree() if part is not None else volume.plain_tree()
     prefix = part.path if part is not None else b""

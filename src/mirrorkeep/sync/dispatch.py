@@ -30,6 +30,9 @@ from mirrorkeep.tree.walk import STAT
 from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES, MAX_BUNDLE_FRAMES, SMALL_FILE_BYTES
 
 MAX_BUNDLE_ENTRIES: Final = 512
+FIRST_BUNDLE_BYTES: Final = BUNDLE_TARGET_BYTES // 8
+FIRST_BUNDLE_ENTRIES: Final = MAX_BUNDLE_ENTRIES // 8
+"""A bundle of this size is worth a request of its own while a worker waits for work."""
 
 Settle = Callable[[Item, Outcome, int], None]
 """Called for each finished item with its outcome and when its reading began (ns)."""
@@ -73,7 +76,7 @@ class Dispatcher:
         else:
             self._open.append((item, wanted))
             self._open_bytes += size_bytes if regular and not wanted.link_to else 0
-            if self._open_bytes >= BUNDLE_TARGET_BYTES or len(self._open) >= MAX_BUNDLE_ENTRIES:
+            if self._is_full():
                 self.flush()
                 self._relieve()
 
@@ -113,6 +116,14 @@ class Dispatcher:
     def busy(self) -> bool:
         """Whether workers have all that they can hold."""
         return self._pool.outstanding >= 2 * self._pool.capacity
+
+    def _is_full(self) -> bool:
+        """Whether the open bundle is to go: it is large, or large enough for a worker that has nothing."""
+        entries, size_bytes = len(self._open), self._open_bytes
+        if size_bytes >= BUNDLE_TARGET_BYTES or entries >= MAX_BUNDLE_ENTRIES:
+            return True
+        worthwhile = size_bytes >= FIRST_BUNDLE_BYTES or entries >= FIRST_BUNDLE_ENTRIES
+        return worthwhile and self._pool.idle
 
     def _relieve(self) -> None:
         self.collect(0)

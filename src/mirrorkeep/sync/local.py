@@ -100,6 +100,7 @@ class LocalSession:
     """One run to a directory: the same methods as a store's ``Session``."""
 
     stamps_in_order = True
+    closes_beside_commits = False  # one file tells of both
 
     def __init__(self, root: str | bytes, *, source: str | bytes = "") -> None:
         """Check the target; nothing is made or written before :meth:`begin`.

@@ -21,11 +21,11 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import IO, Any, Final
 
-from mirrorkeep.errors import NoSpace
+from mirrorkeep.errors import MirrorkeepError, NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.sync.detect import Detector, is_directory
 from mirrorkeep.sync.dispatch import Dispatcher
@@ -450,10 +450,16 @@ class MirrorRun:
             write_manifest_delta(self._input.manifest_path, manifest, body)
         else:
             form, base, body = "full", None, manifest
-        self._dispatch.wait()
-        return self.session.close(
-            form=form, base=base, digest=digest, body=body, snapshot=self.options.snapshot
-        )
+        if not self.session.closes_beside_commits:
+            self._dispatch.wait()
+        try:
+            return self.session.close(
+                form=form, base=base, digest=digest, body=body, snapshot=self.options.snapshot
+            )
+        except MirrorkeepError:
+            with suppress(MirrorkeepError):
+                self._dispatch.wait()  # what was committed counts for the next run
+            raise
 
     def _note_closed(self, closed: Closed) -> None:
         self.result.snapshot = closed.snapshot

@@ -61,6 +61,8 @@ class RunSession(Protocol):
     """Path of the part inside its volume."""
     stamps_in_order: bool
     """Whether a directory may only be stamped after what is in it (its mode may shut this process out)."""
+    closes_beside_commits: bool
+    """Whether a close may be asked for while a commit is under way: the target keeps the two apart."""
 
     @property
     def mark(self) -> RunMark:
@@ -138,6 +140,7 @@ class Session:
     """One run of one part on a store."""
 
     stamps_in_order = False  # the server can always get in
+    closes_beside_commits = True  # both take the part's barrier
 
     def __init__(self, client: StoreClient) -> None:
         self.client = client

@@ -88,6 +88,11 @@ class WorkerPool:
         """Tasks that can be worked on or lie ready at a worker at one time."""
         return self._threads + self._processes
 
+    @property
+    def idle(self) -> bool:
+        """Whether a worker has nothing to do, as far as is known without looking at what came back."""
+        return len(self._tries) < self._threads
+
     def submit(self, sequence: int, task: Any) -> None:
         """Queue a task; the lowest sequence number goes first.  Never blocks."""
         heapq.heappush(self._waiting, (sequence, len(self._tries), task))

@@ -45,13 +45,16 @@ class StoredTree:
         read_only: bool = False,
         set_owner: bool | None = None,
         shared_inodes: bool = False,
+        twin: StoredTree | None = None,
     ) -> None:
         """Open the tree at ``root``; raises NotFound.
 
         ``read_only`` refuses writes and keeps directories open between calls (nothing moves in a
         snapshot).  ``set_owner=None`` sets owners as root only.  ``shared_inodes`` says that snapshots
-        share inodes with this tree: no inode is then changed in place (design, trap 11).
+        share inodes with this tree: no inode is then changed in place (design, trap 11).  ``twin`` is the
+        tree that this one is a snapshot of, inode by inode: see :meth:`contents`.
         """
+        self._twin = twin
         self.placement = Placement(
             root, read_only=read_only, set_owner=set_owner, shared_inodes=shared_inodes
         )
@@ -97,7 +100,7 @@ class StoredTree:
 
     def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
         """Yield the content of each small file; see ``protocol.Master``."""
-        return read_contents(self.placement, paths)
+        return read_contents(self.placement, paths, self._twin.placement if self._twin else None)
 
     def read_range(self, path: bytes, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` of a file; raises NotFound, StorageFailure."""

@@ -83,6 +83,8 @@ class EntryPlaces:
         if notes:
             entries[RECORDED_ONLY] = notes
         fresh = generation or old.generation or next_generation()
+        if fresh == old.generation and entries == old.entries:
+            return  # a folder whose times alone have to be set again
         self._placement.replace_sidecar(directory, name, encode_sidecar(fresh, entries))
 
     def _publish(

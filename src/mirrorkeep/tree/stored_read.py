@@ -10,6 +10,7 @@ import os
 import stat as stat_module
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -180,18 +181,26 @@ def _unrecorded(directory: Directory, name: bytes, path: bytes) -> Frame:
     return Frame(Op.STAMP, format_record(path, native_fields(status)))
 
 
-def read_contents(placement: Placement, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+def read_contents(
+    placement: Placement, paths: Sequence[bytes], twin: Placement | None = None
+) -> Iterator[bytes | Failure]:
     """Yield the content of each file; see ``protocol.Master.contents``.
 
     The disk is told of the next ``READ_AHEAD`` files while one is read: a snapshot that nobody looked at yet
-    is in no cache, and small files one by one leave a disk idle.
+    is in no cache, and small files one by one leave a disk idle.  ``twin`` is the tree that a snapshot was
+    taken of: a file that it still has, the same inode with the same times, is read there, where what a run
+    has written is in memory.  Whoever reads compares with a digest, so that this is never trusted.
     """
     opened: deque[_Opened | Failure] = deque()
-    with placement.directories() as directories:
+    with ExitStack() as stack:
+        directories = stack.enter_context(placement.directories())
+        twins = stack.enter_context(twin.directories()) if twin is not None else None
         try:
             for index, path in enumerate(paths):
-                opened.append(_open_ahead(directories, index, path))
+                opened.append(_open_ahead(directories, twins, index, path))
                 directories.trim()
+                if twins is not None:
+                    twins.trim()
                 if len(opened) > READ_AHEAD:
                     yield _take(opened.popleft())
             while opened:
@@ -211,11 +220,17 @@ class _Opened(NamedTuple):
     size_bytes: int
 
 
-def _open_ahead(directories: Directories, index: int, path: bytes) -> _Opened | Failure:
+def _open_ahead(
+    directories: Directories, twins: Directories | None, index: int, path: bytes
+) -> _Opened | Failure:
     fd = -1
     try:
         parent, name = split_path(path)
-        fd = os.open(name, READ_FILE, dir_fd=directories.get(parent).fd)
+        above = directories.get(parent).fd
+        if twins is not None:
+            fd = _open_twin(twins, parent, name, os.stat(name, dir_fd=above, follow_symlinks=False))
+        if fd < 0:
+            fd = os.open(name, READ_FILE, dir_fd=above)
         status = os.fstat(fd)
         if not stat_module.S_ISREG(status.st_mode):
             raise NotFound(what=path)
@@ -227,6 +242,25 @@ def _open_ahead(directories: Directories, index: int, path: bytes) -> _Opened | 
         if fd >= 0:
             os.close(fd)
         return _failure(index, path, error)
+
+
+def _open_twin(twins: Directories, parent: bytes, name: bytes, wanted: os.stat_result) -> int:
+    """Open the same file in the other tree; -1 where it has another, or changed it since."""
+    fd = -1
+    try:
+        fd = os.open(name, READ_FILE, dir_fd=twins.get(parent).fd)
+        if _version(os.fstat(fd)) == _version(wanted):
+            return fd
+    except (MirrorkeepError, OSError):
+        pass
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    """Return what no write leaves as it was: whoever sets the times back changes the last of them."""
+    return status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _take(one: _Opened | Failure) -> bytes | Failure:

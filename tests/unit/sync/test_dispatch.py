@@ -11,7 +11,7 @@ import pytest
 
 from mirrorkeep.errors import RunSuperseded
 from mirrorkeep.manifest.record import format_record
-from mirrorkeep.sync.dispatch import MAX_BUNDLE_ENTRIES, Dispatcher, FrameQueue
+from mirrorkeep.sync.dispatch import FIRST_BUNDLE_ENTRIES, MAX_BUNDLE_ENTRIES, Dispatcher, FrameQueue
 from mirrorkeep.sync.journal import Item
 from mirrorkeep.sync.orders import Action, Apply, Call, Outcome, Report, Send, SendLarge, Wanted
 from mirrorkeep.tree.protocol import Failure, Frame, Op
@@ -65,7 +65,24 @@ def home() -> Iterator[Home]:
     home.dispatch.close()
 
 
-def test_small_entries_travel_together_and_large_ones_alone(home: Home) -> None:
+@pytest.fixture
+def busy(home: Home) -> Home:
+    """One whose worker has something to do already."""
+    home.dispatch.call("commit", (1,), lambda value: None)
+    return home
+
+
+def test_a_worker_that_has_nothing_to_do_gets_a_small_bundle(home: Home) -> None:
+    for number in range(FIRST_BUNDLE_ENTRIES + 3):
+        home.send(item(b"f%d" % number))
+    home.dispatch.wait()
+    lines = [outcome.line for outcome in home.settled.values()]
+    assert lines.count(b"small %d" % FIRST_BUNDLE_ENTRIES) == FIRST_BUNDLE_ENTRIES
+    assert lines.count(b"small 3") == 3
+
+
+def test_small_entries_travel_together_and_large_ones_alone(busy: Home) -> None:
+    home = busy
     for number in range(MAX_BUNDLE_ENTRIES + 3):
         home.send(item(b"f%d" % number))
     home.send(item(b"large", SMALL_FILE_BYTES + 1))
@@ -74,10 +91,11 @@ def test_small_entries_travel_together_and_large_ones_alone(home: Home) -> None:
     lines = [outcome.line for outcome in home.settled.values()]
     assert lines.count(b"small %d" % MAX_BUNDLE_ENTRIES) == MAX_BUNDLE_ENTRIES
     assert (lines.count(b"small 4"), lines.count(b"large")) == (4, 1)
-    assert (home.dispatch.read_bytes, home.dispatch.sent_bytes) == (3, 6)
+    assert (home.dispatch.read_bytes, home.dispatch.sent_bytes) == (4, 8)
 
 
-def test_a_bundle_is_full_by_bytes_too(home: Home) -> None:
+def test_a_bundle_is_full_by_bytes_too(busy: Home) -> None:
+    home = busy
     each = BUNDLE_TARGET_BYTES // 3 + 1
     for number in range(6):
         home.send(item(b"f%d" % number, each))

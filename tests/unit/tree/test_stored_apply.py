@@ -194,6 +194,22 @@ def test_directories_are_made_stamped_and_removed(tree: StoredTree, root: Path) 
     assert os.listdir(root / ".mirrorkeep") == [".mirrorkeep.root"]
 
 
+def test_a_folder_whose_record_stays_keeps_its_sidecar_unless_that_is_damaged(
+    tree: StoredTree, root: Path
+) -> None:
+    stamp = directory(b"d")
+    tree.apply([stamp])
+    sidecar = root / ".mirrorkeep" / "d"
+    before = sidecar.stat().st_ino
+    os.utime(root / "d", (1, 1))
+    tree.apply([stamp])
+    assert sidecar.stat().st_ino == before
+    assert (root / "d").stat().st_mtime_ns == MTIME_NS
+    sidecar.write_bytes(sidecar.read_bytes()[:-1] + b"x")
+    tree.apply([stamp])
+    assert sidecar_line(root, "d") == stamp.line
+
+
 def test_stamping_makes_an_empty_directory(tree: StoredTree, root: Path) -> None:
     assert tree.apply([directory(b"empty")]) == []
     assert stat.S_IMODE((root / "empty").stat().st_mode) == 0o750
