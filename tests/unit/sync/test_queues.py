@@ -21,7 +21,7 @@ import pytest
 
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.reader import ManifestReader
-from mirrorkeep.sync.dispatch import MAX_BUNDLE_ENTRIES, Dispatcher
+from mirrorkeep.sync.dispatch import FIRST_BUNDLE_ENTRIES, MAX_BUNDLE_ENTRIES, Dispatcher
 from mirrorkeep.sync.journal import Journal
 from mirrorkeep.sync.local import LocalTree
 from mirrorkeep.sync.orders import Apply, Order, Report, Send, SendLarge
@@ -377,7 +377,7 @@ def test_hashing_uses_several_processors(
         hash_content = tree._hash
 
         def hash_together(data: bytes) -> Any:
-            if data in (b"0", b"%d" % MAX_BUNDLE_ENTRIES):
+            if data in (b"0", b"%d" % FIRST_BUNDLE_ENTRIES):  # the first file of each of two bundles
                 trace.note(os.getpid())
                 meeting.wait(PATIENCE_S)
             return hash_content(data)
