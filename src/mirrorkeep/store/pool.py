@@ -205,29 +205,30 @@ class Store:
 
     def create_volume(self, name: str) -> Volume:
         """Make a volume with an empty tip.  Raises AlreadyExists, BadUsage, NoSpace."""
-        if name in self.registry.deletions():
-            self.finish_deletion(name)
-        self.registry.refuse_existing(name)
-        self.ensure_room(0)
-        volume = Volume(self, name)
-        if os.path.isdir(volume.snapshots) and os.listdir(volume.snapshots):
-            raise AlreadyExists(what=f"unregistered storage with snapshots at {volume.folder}; it")
-        with storage_errors(volume.folder):
-            for folder in ("snapshots", "parts"):
-                make_folder(os.path.join(volume.folder, folder))
-            self.driver.create_tree(volume.tip)
-            self.driver.make_durable(volume.folder)
-        self.registry.create_volume(name)
-        return self.volume(name)
+        self.finish_deletion(name)
+        with self.registry.changing():
+            self.registry.refuse_existing(name)
+            self.ensure_room(0)
+            volume = Volume(self, name)
+            if os.path.isdir(volume.snapshots) and os.listdir(volume.snapshots):
+                raise AlreadyExists(what=f"unregistered storage with snapshots at {volume.folder}; it")
+            with storage_errors(volume.folder):
+                for folder in ("snapshots", "parts"):
+                    make_folder(os.path.join(volume.folder, folder))
+                self.driver.create_tree(volume.tip)
+                self.driver.make_durable(volume.folder)
+            self.registry.create_volume(name)
+            return self.volume(name)
 
     def delete_volume(self, name: str) -> None:
         """Delete a volume with its whole history and its tokens, for ever.  Raises NotFound.
 
         Asked for again after a crash, it goes on with what was decided.
         """
-        if name not in self.registry.deletions():
-            with storage_errors(self.data):
-                self.registry.decide_deletion(name)
+        with self.registry.changing():
+            if not self.registry.is_being_deleted(name):
+                with storage_errors(self.data):
+                    self.registry.decide_deletion(name)
         with self._volumes_lock:
             volume = self._volumes.pop(name, None)
         if volume is not None:
@@ -235,15 +236,18 @@ class Store:
         self.finish_deletion(name)
 
     def finish_deletion(self, name: str) -> None:
-        """Remove what is left of a volume whose deletion was decided.  Repeatable."""
-        folder = Volume(self, name).folder
+        """Remove what is left of a volume whose deletion was decided, if one was.  Repeatable."""
         aside = os.path.join(self.pool, "deleted", f"{name}.{secrets.token_hex(4)}")
-        with storage_errors(folder):
-            with suppress(FileNotFoundError):
-                os.rename(folder, aside)
-            # Else a power cut may bring the folder back when nobody knows any more that it has to go.
-            flush_directory(os.path.dirname(folder))
-            self.registry.delete_volume(name)
+        with self.registry.changing():
+            if not self.registry.is_being_deleted(name):
+                return
+            folder = Volume(self, name).folder
+            with storage_errors(folder):
+                with suppress(FileNotFoundError):
+                    os.rename(folder, aside)
+                # Else a power cut may bring the folder back when nobody knows any more that it has to go.
+                flush_directory(os.path.dirname(folder))
+                self.registry.delete_volume(name)
         self.driver.delete_tree(aside)
 
     # --- room -----------------------------------------------------------------------------------

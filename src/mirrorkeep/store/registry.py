@@ -24,6 +24,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from mirrorkeep.errors import AlreadyExists, BadUsage, NotFound
+from mirrorkeep.store import locks
 from mirrorkeep.store.records import RecordCache, make_durable_folder, remove_record, write_record
 from mirrorkeep.tree.durability import flush_directory
 
@@ -99,18 +100,29 @@ class Registry:
 
     def volumes(self) -> list[str]:
         """Return the names of all volumes, sorted."""
+        return [name for name in self._recorded() if self.has_volume(name)]
+
+    def deletions(self) -> list[str]:
+        """Return the names of volumes whose deletion was decided and has not come to its end."""
+        return [name for name in self._recorded() if self.is_being_deleted(name)]
+
+    def _recorded(self) -> list[str]:
         try:
             names = os.listdir(os.path.join(self._folder, "volumes"))
         except FileNotFoundError:
             return []
-        found = sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return [name for name in found if self.has_volume(name)]
+        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
-    def deletions(self) -> list[str]:
-        """Return the names of volumes whose deletion was decided and has not come to its end."""
-        names = os.listdir(os.path.join(self._folder, "volumes"))
-        found = sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return [name for name in found if not self.has_volume(name)]
+    def is_being_deleted(self, name: str) -> bool:
+        """Whether a deletion of the volume was decided and has not come to its end."""
+        if _VOLUME_NAME.fullmatch(name) is None:
+            return False
+        record = self._cache.read(self._volume_path(name))
+        return record is not None and bool(record.get("deleted"))
+
+    def changing(self) -> locks.Held:
+        """Hold off everybody else who makes or deletes volumes."""
+        return locks.exclusive(os.path.join(self._folder, "lock"))
 
     def has_volume(self, name: str) -> bool:
         """Whether the volume exists (about 2 us)."""
