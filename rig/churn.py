@@ -60,8 +60,9 @@ class Churn:
         for _ in range(changes):
             self.rng.choice(kinds)()
 
-    def take_out(self) -> Callable[[], object]:
-        """Move a folder of files with one name out of the tree; returns what moves it back, unchanged."""
+    def take_out(self) -> Callable[[], object] | None:
+        """Move a folder of files with one name each out of the tree; returns what moves it back, unchanged,
+        or None when there is no such folder."""
 
         def is_alone(folder: Path) -> bool:
             return folder.is_dir() and all(
@@ -70,7 +71,7 @@ class Churn:
 
         folders = self._paths(is_alone)
         if not folders:
-            return lambda: None
+            return None
         folder = self.rng.choice(folders)
         aside = self.root.with_name(f"{self.root.name}.aside")
         folder.rename(aside)

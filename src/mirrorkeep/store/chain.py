@@ -26,6 +26,7 @@ from mirrorkeep.store.verdict import (
     rotations_between,
     sign_verdict,
 )
+from mirrorkeep.tree.durability import flush_directory
 
 
 class Chain:
@@ -69,6 +70,7 @@ class Chain:
             self._spread()
             known = self.of(sequence, validation)
             if known is not None:
+                flush_directory(self.directory)  # who wrote it may have been killed before that
                 return known
             link = {**statement, "validation": validation, "previous": self.head()}
             if handed_over := self._handed_over(public_key, rotations):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mirrorkeep.errors import MirrorkeepError, StorageFailure
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.store.history import SnapshotInfo, snapshot_name
-from mirrorkeep.store.records import flush_directory
+from mirrorkeep.tree.durability import flush_directory
 
 if TYPE_CHECKING:
     from mirrorkeep.store.volume import Part, PartState
@@ -90,6 +90,9 @@ def _freeze(part: Part, closing: dict[str, Any]) -> None:
         with storage_errors(target):
             make_folder(os.path.dirname(target))
         driver.snapshot(part.root, target)
+    else:  # who made it may have been killed before its name was durable
+        with storage_errors(target):
+            flush_directory(os.path.dirname(target))
     manifest = closing["manifest"] or {"digest": "", "entries": 0, "bytes": 0}
     info = SnapshotInfo(
         name=closing["snapshot"],

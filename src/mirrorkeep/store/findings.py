@@ -25,8 +25,8 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import format_record, unescape
 from mirrorkeep.manifest.writer import ManifestWriter
-from mirrorkeep.store.records import flush_directory
 from mirrorkeep.sync.compare import pair
+from mirrorkeep.tree.durability import flush_directory
 
 EMPTY_DIGEST: Final = hashlib.sha256(b"").hexdigest()
 
@@ -114,7 +114,7 @@ def partial_bytes(path: str) -> int:
 
 
 def publish_newest(path: str, newest: str) -> None:
-    """Make ``newest`` another name of the findings file ``path``; atomic and repeatable."""
+    """Make ``newest`` another name of the findings file ``path``, durably; atomic and repeatable."""
     link = f"{newest}.link"
     if os.path.lexists(link):
         os.unlink(link)
@@ -122,6 +122,7 @@ def publish_newest(path: str, newest: str) -> None:
     os.rename(link, newest)
     if os.path.lexists(link):  # both were the same file already, then rename leaves both
         os.unlink(link)
+    flush_directory(os.path.dirname(newest))
 
 
 def read_findings(path: str) -> Iterator[dict[str, str]]:

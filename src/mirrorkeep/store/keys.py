@@ -31,8 +31,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from mirrorkeep.store.records import flush_directory
 from mirrorkeep.store.verdict import make_rotation
+from mirrorkeep.tree.durability import flush_directory
+from mirrorkeep.tree.staging import write_all
 
 _CA_DAYS: Final = 3650
 _SERVER_DAYS: Final = 397
@@ -297,7 +298,7 @@ def _write(folder: str, name: str, data: bytes, mode: int) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
-        os.write(fd, data)
+        write_all(fd, data)
         os.fsync(fd)
     finally:
         os.close(fd)

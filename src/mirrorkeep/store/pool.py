@@ -5,7 +5,8 @@ over what a killed service left), making and deleting volumes, room for writers.
 
 Not here: what happens inside a volume (``volume``, ``runs``), serving (``server``).  ``create`` writes
 ``store.json`` last: without it there is no store, and what an interrupted ``create`` left is named.  A
-volume is in the registry only when its trees are there; deleting one moves its folder aside first.
+volume is in the registry only when its trees are there.  Deleting one is decided in the registry; what a
+crash leaves of it goes with the next start, or when a volume of that name is made.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ from mirrorkeep.store import keys
 from mirrorkeep.store.driver import Driver, Usage, choose_driver, open_driver
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.store.queue import Queue
-from mirrorkeep.store.records import RecordCache, read_record, write_record
+from mirrorkeep.store.records import (
+    RecordCache,
+    make_durable_folder,
+    read_record,
+    write_record,
+)
 from mirrorkeep.store.registry import Registry
 from mirrorkeep.store.volume import Volume
-from mirrorkeep.tree.durability import flush_file_system
+from mirrorkeep.tree.durability import flush_directory, flush_file_system
 
 FORMAT: Final = 1
 _USAGE_AGE_S: Final = 0.5
@@ -79,9 +85,9 @@ class Store:
         if os.path.isdir(data) and os.listdir(data):
             raise AlreadyExists(what=f"{data} is not empty; it")
         with storage_errors(data):
-            os.makedirs(data, exist_ok=True)
+            make_durable_folder(data, 0o777)
             for folder in ("keys", "registry", "queue", "run", "log"):
-                os.makedirs(os.path.join(data, folder), mode=0o700, exist_ok=True)
+                make_durable_folder(os.path.join(data, folder))
         settings = _create_pool(data, choose_driver(data) if driver == "auto" else driver, size_bytes, device)
         keys.create_keys(os.path.join(data, "keys"), hosts)
         store = cls(data, settings)
@@ -199,32 +205,49 @@ class Store:
 
     def create_volume(self, name: str) -> Volume:
         """Make a volume with an empty tip.  Raises AlreadyExists, BadUsage, NoSpace."""
-        if self.registry.has_volume(name):
-            raise AlreadyExists(what=f"volume {name}")
-        self.registry.check_name(name)
-        self.ensure_room(0)
-        volume = Volume(self, name)
-        if os.path.isdir(volume.snapshots) and os.listdir(volume.snapshots):
-            raise AlreadyExists(what=f"unregistered storage with snapshots at {volume.folder}; it")
-        with storage_errors(volume.folder):
-            for folder in ("snapshots", "parts"):
-                make_folder(os.path.join(volume.folder, folder))
-            self.driver.create_tree(volume.tip)
-            self.driver.make_durable(volume.folder)
-        self.registry.create_volume(name)
-        return self.volume(name)
+        self.finish_deletion(name)
+        with self.registry.changing():
+            self.registry.refuse_existing(name)
+            self.ensure_room(0)
+            volume = Volume(self, name)
+            if os.path.isdir(volume.snapshots) and os.listdir(volume.snapshots):
+                raise AlreadyExists(what=f"unregistered storage with snapshots at {volume.folder}; it")
+            with storage_errors(volume.folder):
+                for folder in ("snapshots", "parts"):
+                    make_folder(os.path.join(volume.folder, folder))
+                self.driver.create_tree(volume.tip)
+                self.driver.make_durable(volume.folder)
+            self.registry.create_volume(name)
+            return self.volume(name)
 
     def delete_volume(self, name: str) -> None:
-        """Delete a volume with its whole history and its tokens, for ever.  Raises NotFound."""
-        folder = self.volume(name).folder
-        self.registry.delete_volume(name)
+        """Delete a volume with its whole history and its tokens, for ever.  Raises NotFound.
+
+        Asked for again after a crash, it goes on with what was decided.
+        """
+        with self.registry.changing():
+            if not self.registry.is_being_deleted(name):
+                with storage_errors(self.data):
+                    self.registry.decide_deletion(name)
         with self._volumes_lock:
             volume = self._volumes.pop(name, None)
         if volume is not None:
             volume.close()
+        self.finish_deletion(name)
+
+    def finish_deletion(self, name: str) -> None:
+        """Remove what is left of a volume whose deletion was decided, if one was.  Repeatable."""
         aside = os.path.join(self.pool, "deleted", f"{name}.{secrets.token_hex(4)}")
-        with storage_errors(folder), suppress(FileNotFoundError):
-            os.rename(folder, aside)
+        with self.registry.changing():
+            if not self.registry.is_being_deleted(name):
+                return
+            folder = Volume(self, name).folder
+            with storage_errors(folder):
+                with suppress(FileNotFoundError):
+                    os.rename(folder, aside)
+                # Else a power cut may bring the folder back when nobody knows any more that it has to go.
+                flush_directory(os.path.dirname(folder))
+                self.registry.delete_volume(name)
         self.driver.delete_tree(aside)
 
     # --- room -----------------------------------------------------------------------------------

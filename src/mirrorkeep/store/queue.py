@@ -20,11 +20,13 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mirrorkeep.errors import NoSpace, StorageFailure
-from mirrorkeep.store.records import flush_directory, write_record
+from mirrorkeep.store.records import make_durable_folder, write_record
+from mirrorkeep.tree.durability import flush_directory
 
 REQUESTED: Final = 1
 """Priority of what a person waits for; lower goes first."""
@@ -106,8 +108,11 @@ class Queue:
         With ``job_id`` (16 hex digits) publishing may be repeated: a job of that id and priority is
         queued once.  Raises NoSpace, StorageFailure: the job is not queued.
         """
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        with _queue_errors(self.directory):
+            make_durable_folder(self.directory)
         if job_id is not None and any(name.endswith(f"-{job_id}.json") for name in self._names()):
+            with _queue_errors(self.directory):
+                flush_directory(self.directory)  # who published it may have been killed before that
             return job_id
         job = Job(job_id or secrets.token_hex(8), payload, 0, not_before)
         self.store(f"{priority}-{time.time_ns():020d}-{job.id}.json", job)
@@ -139,12 +144,8 @@ class Queue:
     def store(self, name: str, job: Job) -> None:
         """Write a job's file under ``name`` (atomic, durable)."""
         record = {"payload": job.payload, "tries": job.tries, "not_before": job.not_before}
-        try:
+        with _queue_errors(self.directory):
             write_record(f"{self.directory}/{name}", record, mode=0o600)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise NoSpace(detail=f"{self.directory}: {error.strerror}") from error
-            raise StorageFailure(detail=f"{self.directory}: {error.strerror}") from error
 
     def sweep(self) -> None:
         """Remove what crashes while publishing left more than a day ago."""
@@ -177,6 +178,16 @@ class Queue:
             pass
         os.close(fd)
         return None
+
+
+@contextmanager
+def _queue_errors(directory: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(detail=f"{directory}: {error.strerror}") from error
+        raise StorageFailure(detail=f"{directory}: {error.strerror}") from error
 
 
 def _listing(directory: str) -> list[str]:

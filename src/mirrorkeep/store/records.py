@@ -16,6 +16,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mirrorkeep.tree.durability import flush_directory
+from mirrorkeep.tree.staging import write_all
+
 Record = dict[str, Any]
 _FRESH_S = 0.05
 _Stamp = tuple[int, int, int, int]
@@ -29,7 +32,7 @@ def write_record(path: str, record: Mapping[str, Any], *, mode: int = 0o644) -> 
     temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        os.write(fd, json.dumps(record, separators=(",", ":")).encode())
+        write_all(fd, json.dumps(record, separators=(",", ":")).encode())
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -38,22 +41,27 @@ def write_record(path: str, record: Mapping[str, Any], *, mode: int = 0o644) -> 
 
 
 def remove_record(path: str) -> bool:
-    """Remove the record durably; False when there was none.  Repeatable."""
+    """Remove the record durably; False when there was none.  Repeatable: one that somebody removed who was
+    killed before it was durable is gone for good as well."""
+    removed = True
     try:
         os.unlink(path)
     except FileNotFoundError:
-        return False
+        removed = False
     flush_directory(os.path.dirname(path))
-    return True
+    return removed
 
 
-def flush_directory(path: str) -> None:
-    """Make the names in the directory ``path`` durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def make_durable_folder(path: str, mode: int = 0o700) -> None:
+    """Make a folder and what is missing above it; each name is durable when this returns.  Repeatable."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for one in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(one, mode)
+        flush_directory(os.path.dirname(one))
 
 
 def read_record(path: str) -> Record | None:

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 def recover_store(store: Store) -> None:
     """Recover every volume; see the module's header.  The caller makes sure that nobody serves."""
+    for name in store.registry.deletions():
+        store.finish_deletion(name)
     deleted = os.path.join(store.pool, "deleted")
     for name in os.listdir(deleted):
         store.driver.delete_tree(os.path.join(deleted, name))

@@ -24,7 +24,9 @@ from typing import Any, Final, Literal
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from mirrorkeep.errors import AlreadyExists, BadUsage, NotFound
-from mirrorkeep.store.records import RecordCache, remove_record, write_record
+from mirrorkeep.store import locks
+from mirrorkeep.store.records import RecordCache, make_durable_folder, remove_record, write_record
+from mirrorkeep.tree.durability import flush_directory
 
 _VOLUME_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SCRYPT: Final = {"n": 1 << 14, "r": 8, "p": 1}
@@ -78,25 +80,49 @@ class Registry:
     def prepare(self) -> None:
         """Make the registry's folders, for the owner alone.  Repeatable."""
         for kind in ("volumes", "tokens", "users"):
-            os.makedirs(os.path.join(self._folder, kind), mode=0o700, exist_ok=True)
+            make_durable_folder(os.path.join(self._folder, kind))
 
     # --- volumes --------------------------------------------------------------------------------
 
     def create_volume(self, name: str) -> None:
         """Record the volume.  Raises BadUsage for a name that cannot be one, AlreadyExists."""
         path = self._volume_path(name)
-        if os.path.exists(path):
-            raise AlreadyExists(what=f"volume {name}")
+        self.refuse_existing(name)
         record = {"name": name, "id": secrets.token_hex(8), "created": time.time()}
         write_record(path, record, mode=0o600)
 
+    def refuse_existing(self, name: str) -> None:
+        """Raise AlreadyExists for a volume that is there, durably when this is heard."""
+        path = self._volume_path(name)
+        if os.path.exists(path):
+            flush_directory(os.path.dirname(path))  # who made it may have been killed before that
+            raise AlreadyExists(what=f"volume {name}")
+
     def volumes(self) -> list[str]:
         """Return the names of all volumes, sorted."""
+        return [name for name in self._recorded() if self.has_volume(name)]
+
+    def deletions(self) -> list[str]:
+        """Return the names of volumes whose deletion was decided and has not come to its end."""
+        return [name for name in self._recorded() if self.is_being_deleted(name)]
+
+    def _recorded(self) -> list[str]:
         try:
             names = os.listdir(os.path.join(self._folder, "volumes"))
         except FileNotFoundError:
             return []
         return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+    def is_being_deleted(self, name: str) -> bool:
+        """Whether a deletion of the volume was decided and has not come to its end."""
+        if _VOLUME_NAME.fullmatch(name) is None:
+            return False
+        record = self._cache.read(self._volume_path(name))
+        return record is not None and bool(record.get("deleted"))
+
+    def changing(self) -> locks.Held:
+        """Hold off everybody else who makes or deletes volumes."""
+        return locks.exclusive(os.path.join(self._folder, "lock"))
 
     def has_volume(self, name: str) -> bool:
         """Whether the volume exists (about 2 us)."""
@@ -107,20 +133,34 @@ class Registry:
         if _VOLUME_NAME.fullmatch(name) is None:
             return None
         record = self._cache.read(self._volume_path(name))
-        return str(record.get("id") or record["created"]) if record is not None else None
+        if record is None or record.get("deleted"):
+            return None
+        return str(record.get("id") or record["created"])
+
+    def decide_deletion(self, name: str) -> None:
+        """Have the volume be no more, durably: what is left of it is to be removed, by whoever comes next.
+
+        Raises NotFound.
+        """
+        record = self._cache.read(self._volume_path(name))
+        if record is None or record.get("deleted"):
+            flush_directory(os.path.dirname(self._volume_path(name)))  # who deleted it may have been killed
+            raise NotFound(what=f"volume {name}")
+        write_record(self._volume_path(name), {**record, "deleted": True}, mode=0o600)
 
     def delete_volume(self, name: str) -> None:
         """Forget the volume and its tokens; users keep their scopes, which then reach nothing.
 
         Raises NotFound.  The tokens go first, so that a crash leaves no token for a later namesake.
         """
-        if not self.has_volume(name):
+        if self._cache.read(self._volume_path(name)) is None:
             raise NotFound(what=f"volume {name}")
         tokens = os.path.join(self._folder, "tokens")
         for file in os.listdir(tokens):
             record = self._cache.read(os.path.join(tokens, file)) if file.endswith(".json") else None
             if record is not None and record["volume"] == name:
                 remove_record(os.path.join(tokens, file))
+        flush_directory(tokens)  # those too that somebody removed who was killed before that
         remove_record(self._volume_path(name))
 
     def check_name(self, name: str) -> None:

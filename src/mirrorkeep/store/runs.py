@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any, Final
 from mirrorkeep.errors import MalformedRequest, NotFound, RunSuperseded, StoreRestarted
 from mirrorkeep.store import doubt
 from mirrorkeep.store.closing import finish_closing, free_name, make_durable, patch_stamp
+from mirrorkeep.store.drivers.system import storage_errors
 from mirrorkeep.store.history import iso_time
 from mirrorkeep.store.intake import Manifest, discard_manifest, receive_manifest
 from mirrorkeep.store.volume import Part, PartState
+from mirrorkeep.tree.durability import flush_directory
 
 if TYPE_CHECKING:
     from mirrorkeep.store.pool import Store
@@ -219,6 +221,8 @@ def close_run(
     state = part.state()
     answer = _known_answer(state, run)
     if answer is not None:
+        with storage_errors(part.folder):
+            flush_directory(part.folder)  # who closed it may have been killed before that
         return answer
     if state.closing is None:
         _check(part, state.run, run, epoch, incarnation)

@@ -21,7 +21,8 @@ from mirrorkeep.errors import NotFound, PartNesting, PathRefused
 from mirrorkeep.store import locks
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.store.history import History, SnapshotInfo
-from mirrorkeep.store.records import RecordCache, flush_directory, write_record
+from mirrorkeep.store.records import RecordCache, write_record
+from mirrorkeep.tree.durability import flush_directory
 from mirrorkeep.tree.layout import HIDDEN, MANIFEST
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class Volume:
             with self._making, self.exclusive():
                 if not os.path.exists(os.path.join(self._records, key)):
                     self._create_part(path, key)
+        if create:
+            with storage_errors(self._records):
+                flush_directory(self._records)  # who made it may have been killed before that
         part = self._parts.get(path)
         if part is None:
             part = self._parts.setdefault(path, Part(self, path, key))
@@ -173,9 +177,9 @@ class Volume:
         with storage_errors(making):
             for inner in ("snapshots", "verdicts", "findings"):
                 make_folder(os.path.join(making, inner), 0o700)
+            self.store.driver.make_durable(self.folder)  # no records of a tree that a power cut takes back
             write_record(os.path.join(making, "state.json"), asdict(state))
             os.rename(making, os.path.join(self._records, key))
-            flush_directory(self._records)
 
     def _create_root(self, path: bytes) -> bool:
         """Make the tree of a part; returns whether it holds something that no manifest describes."""

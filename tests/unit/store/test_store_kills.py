@@ -232,3 +232,31 @@ def test_a_volume_killed_in_the_making_or_the_unmaking_can_be_made_again(
             after.delete_volume(f"v{line}")
         assert os.listdir(os.path.join(store.pool, "deleted")) == []
         after.create_volume(f"v{line}")
+
+
+def test_a_volume_with_history_killed_in_the_unmaking_goes_with_the_next_start_or_namesake(
+    store: Store, kill_count: int
+) -> None:
+    def make(name: str) -> None:
+        part = store.create_volume(name).part(b"home", create=True)
+        close(part, runs.begin_run(part, "", {}), SMALL)
+
+    make("count")
+    total = count_lines(lambda: store.delete_volume("count"))
+    gone = 0
+    for line in lines_to_die_at(kill_count, total):
+        name = f"v{line}"
+        make(name)
+        dies_at(line, lambda name=name: store.delete_volume(name))
+        after = reopened(store)
+        if after.registry.has_volume(name):
+            assert len(after.volume(name).part(b"home").snapshots()) == 1
+        else:
+            gone += 1
+            if gone % 2:
+                after.recover()
+                assert not os.path.exists(os.path.join(store.pool, "volumes", name))
+                assert os.listdir(os.path.join(store.pool, "deleted")) == []
+            assert after.create_volume(name).parts() == []
+        after.delete_volume(name)  # else the next deletion has more to look through
+    assert gone > 2

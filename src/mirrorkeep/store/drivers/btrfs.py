@@ -35,8 +35,7 @@ from mirrorkeep.store.drivers.system import (
     run_tool,
     storage_errors,
 )
-from mirrorkeep.store.records import flush_directory
-from mirrorkeep.tree.durability import flush_file_system
+from mirrorkeep.tree.durability import flush_directory, flush_file_system
 
 MOUNT_OPTIONS: Final = "nosuid,nodev,noexec,noatime,discard=async,commit=120"
 """Nothing in a pool is ever run or a device.  Runs flush by themselves, so that the periodic commit

@@ -23,8 +23,7 @@ from mirrorkeep.errors import AlreadyExists, StorageFailure
 from mirrorkeep.store.driver import Capabilities, Usage
 from mirrorkeep.store.drivers.reflink import copy_tree, has_reflinks
 from mirrorkeep.store.drivers.system import storage_errors
-from mirrorkeep.store.records import flush_directory
-from mirrorkeep.tree.durability import flush_file_system
+from mirrorkeep.tree.durability import flush_directory, flush_file_system
 from mirrorkeep.tree.layout import HIDDEN, STAGING
 
 _SKIPPED: Final = frozenset((os.fsdecode(STAGING),))
