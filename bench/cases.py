@@ -3,7 +3,7 @@
 Every run of a scenario starts with fresh file systems for all tools.  Within it the tools take turns at each
 step, in an order that rotates from run to run, so that all of them see the same source in the same state
 and none always goes first.  Before each timing dirty pages are written out and Mirrorkeep's pending
-validation is over.  The source is warm in the page cache for everybody.
+validation is over, and memory has been touched.  The source is warm in the page cache for everybody.
 
 A crash leaves mounts; they lie below the benchmark's folder and ``rig.scratch.discard`` takes them away.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import trees
-from bench.measure import CommandFailed, Measured, measure
+from bench.measure import CommandFailed, Measured, measure, spare_memory_bytes, touch_memory
 from bench.peers import Borg, Mirrorkeep, Peer, Place, Restic, Rsync
 from rig import scratch
 
@@ -94,7 +94,7 @@ class Round:
     """One run of one scenario: fresh file systems, a source, the peers, and the samples taken."""
 
     def __init__(self, plan: Plan, number: int, *, data_bytes: int, files: int) -> None:
-        self.plan, self.number = plan, number
+        self.plan, self.number, self.data_bytes = plan, number, data_bytes
         self.folder = plan.folder / f"round{number}"
         # A restic or Borg repository holds both states; ours the snapshots and sidecars too.
         self.pool_bytes = max(1 << 30, 3 * data_bytes + files * 12_000)
@@ -118,9 +118,11 @@ class Round:
         scratch.discard(self.folder)
 
     def settle(self) -> None:
+        """Have nothing going on, nothing to be written, and memory at hand for all that a tool will fill."""
         for peer in self.peers:
             peer.settle()
         os.sync()
+        touch_memory(min(4 * self.data_bytes, spare_memory_bytes() // 2))
 
     def note(self, case: str, tool: str, measured: Measured) -> None:
         self.plan.say(
