@@ -62,7 +62,7 @@ def test_a_walk_sees_its_size_and_where_its_data_is(very_large: Path) -> None:
     assert ranges_from_text(ranges_to_text(found), SIZE_BYTES) == found
 
 
-@pytest.mark.parametrize("size_bytes", SIZES)
+@pytest.mark.parametrize("size_bytes", SIZES[:3])
 def test_its_segments_cover_it_and_its_record_stays_short(size_bytes: int) -> None:
     """Segments tile the file: the first and the last few are looked at, and how many there are."""
     spans = list(itertools.islice(plan_segments(size_bytes), 3))
