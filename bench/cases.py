@@ -175,7 +175,7 @@ class Round:
         for peer in self.peers:
             if isinstance(peer, Mirrorkeep):
                 self.settle()
-                native = peer.native()
+                native = peer.newest()
                 trees.warm(str(native))
                 self.note(case, "sha256sum", hash_all(native, self.folder / "sha256sum.log"))
                 self.note(case, peer.name, peer.validate())

@@ -100,8 +100,9 @@ class Mirrorkeep:
         """Have the server read everything back and compare; raises CommandFailed on a difference."""
         return self._measure("validate", self.volume.url, "--full", "--wait", "--json")
 
-    def native(self) -> Path:
-        return self.served.native_path("bench")
+    def newest(self) -> Path:
+        """Return the native directory of the newest snapshot: the files that a validation reads."""
+        return self.served.native_path("bench", "latest")
 
     def settle(self) -> None:
         if not self.filled:

@@ -1,7 +1,8 @@
 """``mirrorkeep validate``: prove that a snapshot, or a stored copy on this machine, is what was read.
 
 On a store the work is done there; this command asks, waits and prints.  A stored copy in a directory is
-examined here, by the same code (VAL-16), and its verdict is not signed.
+examined here, by the same code (VAL-16); its verdict is not signed, and the next run to it repairs what was
+found.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from mirrorkeep.tree.client import StoreClient
 
 FULL, INCREMENTAL, METADATA = "full", "incremental", "metadata"
 _WAIT_S = 10
-_WORKERS = 2
 
 
 @click.command(
@@ -101,34 +101,28 @@ def _fetch_findings(client: StoreClient, ticket: dict[str, Any]) -> Iterator[dic
 
 
 def _validate_directory(target: str, mode: str, as_json: bool) -> int:
-    from mirrorkeep.store import examine
-    from mirrorkeep.store.change import Everything, Known
     from mirrorkeep.store.findings import finding_row
+    from mirrorkeep.store.local_copy import validate_directory
 
     if mode == INCREMENTAL:
         raise BadUsage(detail="nothing is remembered of a stored copy in a directory; it is read whole")
     if not os.path.isdir(target):
         raise BadUsage(detail=f"{target}: there is no such directory")
-    manifest = examine.manifest_digest(target, target)
-    count = 0
-
-    def take(found: list[examine.Found], tally: examine.Tally, last: bytes) -> None:
-        nonlocal count
-        for one in found:
-            count += 1
-            _show_finding(finding_row(*one), as_json)
-
     started = time.time()
-    choice = Known(()) if mode == METADATA else Everything()
-    setting = examine.Setting(processes=min(_WORKERS, os.cpu_count() or 1), polite=False)
-    tally = examine.Examination(target, choice, take, setting).run()
+    outcome = validate_directory(
+        target, lambda found: _show_finding(finding_row(*found), as_json), content=mode == FULL
+    )
+    if outcome.findings and outcome.dirty:
+        click.echo(f"mirrorkeep: the last run to {target} did not end; what it changed differs", err=True)
+    if outcome.findings and not outcome.repairable:
+        click.echo(f"mirrorkeep: the findings in {target} cannot be left for a run to repair", err=True)
     answer = {
-        "verdict": "failed" if count else "verified",
+        "verdict": "failed" if outcome.findings else "verified",
         "snapshot": target,
-        "manifest": manifest,
+        "manifest": outcome.manifest,
         "mode": mode,
-        "coverage": tally.coverage(complete=mode == FULL),
-        "findings": count,
+        "coverage": outcome.tally.coverage(complete=mode == FULL),
+        "findings": outcome.findings,
         "seconds": round(time.time() - started, 3),
     }
     _show_verdict(answer, as_json)

@@ -37,7 +37,8 @@ _HEAD: Final = struct.Struct(">III")
 _WEAK_BYTES: Final = 4
 _ROLLSUM_BLAKE2_MAGIC: Final = 0x72730137
 _MD4_MAGICS: Final = frozenset({0x72730136, 0x72730146})
-_LARGEST_BLOCK_BYTES: Final = 64 * 1024 * 1024
+_LARGEST_BLOCK_BYTES: Final = 256 * 1024 * 1024
+"""What :func:`choose_block_bytes` says up to 200 TB; a larger file is sent whole when it changes."""
 _SMALLEST_BLOCK_BYTES: Final = 256
 """Smaller blocks, which no tool makes by itself, would cost more than they save."""
 _LEAST_STRONG_BYTES: Final = 8
@@ -78,8 +79,8 @@ class SignedFile:
 def sign_file(fd: int, size_bytes: int, *, block_bytes: int | None = None, workers: int = 2) -> SignedFile:
     """Read the first ``size_bytes`` of ``fd`` once, by position, and return signature and outline.
 
-    Stripes of about 64 MiB are signed by ``workers`` threads; memory is the result and a chunk of at
-    least 1 MiB a worker.  Raises SourceChanged when the file is shorter, EngineMissing, OSError.
+    Stripes of about 64 MiB are signed by ``workers`` threads; memory is the result, and a chunk of 1 MiB and
+    a block a worker.  Raises SourceChanged when the file is shorter, EngineMissing, OSError.
     """
     block = block_bytes or choose_block_bytes(size_bytes)
     group = block * GROUP_BLOCKS
@@ -108,18 +109,34 @@ def sign_range(fd: int, start: int, end: int, block_bytes: int) -> bytes:
 
 def _sign_range(fd: int, start: int, end: int, block_bytes: int) -> tuple[bytes, bytes]:
     """Return signature and outline of bytes ``start`` (on a group's border) to ``end``."""
-    group = block_bytes * GROUP_BLOCKS
-    chunk = bytearray(max(_CHUNK_BYTES // group, 1) * group)
+    chunk = bytearray(_CHUNK_BYTES)
     address = ctypes.addressof(ctypes.c_char.from_buffer(chunk))
-    view, outline = memoryview(chunk), []
+    view, outline = memoryview(chunk), _Outline(block_bytes * GROUP_BLOCKS)
     with Signing(block_bytes, STRONG_BYTES) as signing:
         for position in range(start, end, len(chunk)):
             piece = view[: min(len(chunk), end - position)]
             _read_exactly(fd, piece, position)
             signing.add(address, len(piece))
-            for first in range(0, len(piece) - group + 1, group):
-                outline.append(blake3(piece[first : first + group]).digest(GROUP_SUM_BYTES))
-        return signing.finish(), b"".join(outline)
+            outline.add(piece)
+        return signing.finish(), b"".join(outline.sums)
+
+
+class _Outline:
+    """The sums of whole groups of blocks, from pieces of any length: a group may be larger than memory."""
+
+    def __init__(self, group_bytes: int) -> None:
+        self.sums: list[bytes] = []
+        self._group_bytes = self._left_bytes = group_bytes
+        self._hasher = blake3()
+
+    def add(self, piece: memoryview) -> None:
+        while piece:
+            part, piece = piece[: self._left_bytes], piece[self._left_bytes :]
+            self._hasher.update(part)
+            self._left_bytes -= len(part)
+            if not self._left_bytes:
+                self.sums.append(self._hasher.digest(GROUP_SUM_BYTES))
+                self._hasher, self._left_bytes = blake3(), self._group_bytes
 
 
 def _read_exactly(fd: int, view: memoryview, offset: int) -> None:

@@ -30,7 +30,8 @@ _MAX_ROW_BYTES: Final = (1 << 32) - 1
 class SpilledSort:
     """Rows of any bytes, added in any order and read in byte order; equal rows are all kept.
 
-    Memory: ``max_rows_in_memory`` rows (and at most 16 MiB of them); open files: ``max_open_runs`` and one.
+    Memory: ``max_rows_in_memory`` rows (and at most 16 MiB of them) while they are added, a block a run
+    while they are read, if there were more; open files: ``max_open_runs`` and one.
     Raises OSError from the disk; the rows are then lost, the source of them is not.
     """
 
@@ -52,13 +53,19 @@ class SpilledSort:
             self._spill()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield all rows in byte order; may be done again, and rows may be added in between."""
-        self._rows.sort()
+        """Yield all rows in byte order; may be done again, and rows may be added in between.
+
+        Rows that were spilled are read from the disk alone: what a sort still holds would otherwise lie in
+        memory, up to a full one of it, for as long as whoever reads is busy with what it reads.
+        """
         if not self._runs:
+            self._rows.sort()
             return iter(self._rows)
+        if self._rows:
+            self._spill()
         while len(self._runs) > self._max_open:
             self._merge_smallest()
-        return heapq.merge(*(_read_rows(run) for run in self._runs), self._rows)
+        return heapq.merge(*(_read_rows(run) for run in self._runs))
 
     def close(self) -> None:
         """Remove the files and forget the rows; may be called twice."""

@@ -19,12 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import groupby
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from mirrorkeep.errors import ForeignManifest, MalformedManifest, MirrorkeepError, printable
-from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.store import change, findings, verdict
 from mirrorkeep.store.chain import Chain
@@ -36,13 +34,12 @@ from mirrorkeep.store.examine import (
     Setting,
     Tally,
     content_size,
-    extra_record,
     manifest_digest,
     manifest_path,
 )
 from mirrorkeep.store.pacing import Policy
 from mirrorkeep.store.records import read_record, remove_record, write_record
-from mirrorkeep.tree.stored import StoredTree
+from mirrorkeep.store.repair import finding_path, patch_lines
 
 FULL: Final = "full"
 INCREMENTAL: Final = "incremental"
@@ -224,7 +221,7 @@ class Assessment:
 
         examination = Examination(self.subject.root, choice, take, self._setting)
         if "after" in self._checkpoint:
-            paths = (_path_of(row) for row in findings.read_findings(f"{self._findings_path}.partial"))
+            paths = (finding_path(row) for row in findings.read_findings(f"{self._findings_path}.partial"))
             after = bytes.fromhex(self._checkpoint["after"])
             examination.resume(after, Tally(**self._checkpoint["tally"]), paths)
         self._report(examination.tally, 0)
@@ -313,25 +310,7 @@ class Assessment:
         self._cycle.base, self._cycle.base_sequence = self.subject.snapshot, self.subject.sequence
 
     def _patch(self) -> Iterator[bytes]:
-        """Yield the record of what the mirror really has for each entry with findings, in order.
-
-        The directory above each goes with it: losing or gaining an entry moved its time, and so does the
-        repair, though that is no finding of its own.
-        """
-        above: list[bytes] = []
-        """Directories of entries already yielded that are still to come, the deepest last."""
-        with StoredTree(self.subject.root, read_only=True) as tree:
-            for path, group in groupby(findings.read_findings(self._findings_path), key=_path_of):
-                key = order_key(path)
-                while above and order_key(above[-1]) <= key:
-                    passed = above.pop()
-                    if passed != path:
-                        yield findings.unknown_record(passed)
-                yield _real_record(tree, path, {row["kind"] for row in group})
-                parent = path.rpartition(b"/")[0]
-                if path and (not above or above[-1] != parent):
-                    above.append(parent)
-        yield from map(findings.unknown_record, reversed(above))
+        return patch_lines(self.subject.root, self._findings_path)
 
     def _wipe(self) -> Iterator[bytes]:
         """Yield a record for every entry that says nothing is known: the next run compares everything."""
@@ -384,21 +363,9 @@ class Assessment:
         return self._cycle.oldest_read
 
 
-def _real_record(tree: StoredTree, path: bytes, kinds: set[str]) -> bytes:
-    if "missing" in kinds:
-        return findings.absent_record(path)
-    if "extra" in kinds:
-        return extra_record(tree, path)
-    return findings.unknown_record(path)
-
-
 def iso_time(seconds: float) -> str:
     """Return a time as ISO 8601 in UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _path_of(row: dict[str, str]) -> bytes:
-    return row["path"].encode("utf-8", "surrogateescape")
 
 
 def _stored_bytes(root: str) -> int:

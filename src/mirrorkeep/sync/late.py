@@ -139,10 +139,17 @@ class LatePhases:
     # --- renames ---------------------------------------------------------------------------------
 
     def _match_renames(self, journal: Journal) -> SpilledSort:
-        """Return rows of (number of the late entry, record it was renamed from), in order."""
+        """Return rows of (number of the late entry, record it was renamed from), in order.
+
+        Afterwards nobody asks where a file may have been renamed from, and the rows go.
+        """
         matches = SpilledSort(_folder(self._work, "matches"))
-        if not self._source_count or not journal.late_count:
-            return matches
+        if self._source_count and journal.late_count:
+            self._pair_by_inode(journal, matches)
+        self._sources.close()
+        return matches
+
+    def _pair_by_inode(self, journal: Journal, matches: SpilledSort) -> None:
         for number, late in enumerate(journal.late_items()):
             facts = blob_stat(late.item.blob)
             if facts.size_bytes > 0 and facts.links == 1 and not late.item.link_to:
@@ -155,7 +162,6 @@ class LatePhases:
                 source = inode + rest
             elif source[:8] == inode and _same_content(source[8:], rest[8:]):
                 matches.add(rest[:8] + source[8:])
-        return matches
 
     def _hold(self, matches: SpilledSort) -> None:
         queue = FrameQueue(self._dispatch, lambda frame, failure: None)

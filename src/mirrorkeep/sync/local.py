@@ -6,8 +6,10 @@ part, a local copy keeps in its own hidden folder::
     ROOT/.mirrorkeep/.mirrorkeep.lock       held by the run (and by its last worker)
     ROOT/.mirrorkeep/.mirrorkeep.copy       state: open run, last commit, digest of the manifest
     ROOT/.mirrorkeep/.mirrorkeep.manifest   the manifest of the last closed run
+    ROOT/.mirrorkeep/.mirrorkeep.patch      what validation found and no run has repaired since
 
-One process at a time may write, so there are no epochs; a copy has one present and no snapshots.
+One process at a time may write, so there are no epochs; a copy has one present and no snapshots.  A
+validation of the copy keeps runs away too, and what it finds the next run is given as its patch.
 
 A crash leaves the copy at its last commit plus whole entries of the open run: the state says that it is
 *dirty*, and the next run resumes or takes stock.  A close is decided by one replacement of the state file
@@ -22,7 +24,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from mirrorkeep.delta.signature import make_signature
@@ -32,7 +35,7 @@ from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.session import Closed, RunInfo
 from mirrorkeep.sync.state import lock_alone
 from mirrorkeep.tree.durability import flush_directory, flush_file_system
-from mirrorkeep.tree.layout import HIDDEN, MANIFEST, storage_errors
+from mirrorkeep.tree.layout import FILE_SYSTEM_FOLDER, HIDDEN, MANIFEST, storage_errors
 from mirrorkeep.tree.protocol import Failure, Frame, Segment
 from mirrorkeep.tree.remote import RunMark
 from mirrorkeep.tree.stored import StoredTree
@@ -40,6 +43,7 @@ from mirrorkeep.tree.transaction import StoredTransaction
 
 LOCK: Final = b".mirrorkeep.lock"
 COPY: Final = b".mirrorkeep.copy"
+PATCH: Final = b".mirrorkeep.patch"
 _BLOCK_BYTES: Final = 1 << 18
 _NO_RUN: Final[dict[str, Any]] = {"dirty": False, "run": None, "commits": [], "closing": None}
 
@@ -47,6 +51,16 @@ _NO_RUN: Final[dict[str, Any]] = {"dirty": False, "run": None, "commits": [], "c
 def is_copy(root: str | bytes) -> bool:
     """Return whether a directory is a local copy."""
     return os.path.exists(os.path.join(os.fsencode(root), HIDDEN, COPY))
+
+
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """What a copy says of itself."""
+
+    manifest: str | None
+    """Digest of the manifest of the last closed run, None when there is none or it is not to be trusted."""
+    dirty: bool
+    """The last run to the copy did not end."""
 
 
 class LocalTree:
@@ -151,7 +165,7 @@ class LocalSession:
             known["manifest"],
             known["dirty"],
             known["dirty"] and [state.get("run"), state.get("commit")] in known["commits"],
-            False,
+            os.path.exists(self.patch_path),
             not known["dirty"] and known["manifest"] is None,
         )
         return self.info
@@ -207,8 +221,36 @@ class LocalSession:
             raise NotFound(what=f"a finished copy in {os.fsdecode(self.root)}") from None
 
     def fetch_patch(self, path: str) -> bool:
-        """Return False: nobody validates a local copy behind the client's back."""
-        return False
+        """Write what validation found to a file; False: there is nothing."""
+        try:
+            shutil.copyfile(self.patch_path, os.fsencode(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    # --- beside runs -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[CopyState]:
+        """Keep runs away from the copy, and tell what is known of it once a decided close is finished.
+
+        Raises StateBusy while a run is under way, OSError where the copy cannot be written to.
+        """
+        self._acquire("its source")
+        try:
+            known = self._roll_forward(self._read())
+            yield CopyState(known["manifest"], known["dirty"])
+        finally:
+            self.release()
+
+    def distrust_manifest(self) -> None:
+        """Have the next run take stock of the copy and write its manifest anew (the copy is held)."""
+        self._write({**self._read(), "manifest": None, "dirty": True})
+
+    @property
+    def patch_path(self) -> bytes:
+        """Where the patch lies, when there is one."""
+        return self._place(PATCH)
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -247,7 +289,9 @@ class LocalSession:
         if closing["staged"]:
             with contextlib.suppress(FileNotFoundError):  # in place already
                 os.replace(self._place(MANIFEST) + b".new", self._place(MANIFEST))
-            flush_directory(self._hidden)
+        with contextlib.suppress(FileNotFoundError):  # the run was given it: validation keeps runs away
+            os.unlink(self.patch_path)
+        flush_directory(self._hidden)
         known = {**known, **_NO_RUN, "manifest": closing["manifest"]}
         self._write(known)
         return known
@@ -320,7 +364,7 @@ def _holds_something(root: bytes) -> bool:
         raise BadUsage(detail=f"{os.fsdecode(root)} is no directory") from None
     if HIDDEN in names:  # the first run died between making the hidden folder and its state
         names = [name for name in names if name != HIDDEN or os.listdir(os.path.join(root, HIDDEN))]
-    return any(name != b"lost+found" for name in names)
+    return any(name != FILE_SYSTEM_FOLDER for name in names)
 
 
 def _check_apart(source: bytes, root: bytes) -> None:

@@ -34,6 +34,8 @@ HIDDEN: Final = b".mirrorkeep"
 ROOT_SIDECAR: Final = b".mirrorkeep.root"
 MANIFEST: Final = b".mirrorkeep.manifest"
 STAGING: Final = b".mirrorkeep.staging"
+FILE_SYSTEM_FOLDER: Final = b"lost+found"
+"""What ext4 puts in its root: no entry of a tree that begins there, unless something was stored there."""
 _LONG_PREFIX: Final = b".mirrorkeep~"
 MAX_NAME_BYTES: Final = 255
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -21,6 +21,8 @@ from mirrorkeep.errors import MalformedManifest, MalformedSidecar, PathRefused
 from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.manifest.spill import SpilledSort
 from mirrorkeep.tree.layout import (
+    FILE_SYSTEM_FOLDER,
+    HIDDEN,
     Directories,
     Directory,
     is_own_name,
@@ -45,12 +47,15 @@ def list_names(
 ) -> Names:
     """Return the true names in the directory at ``path``, ascending; nothing of it stays open.
 
-    An entry whose true name is lost does not exist.  One whose true name cannot be read just now is left out
-    with ``skip_unreadable``, else it is an error.  Raises NotFound, PathRefused, StorageFailure.
+    An entry whose true name is lost does not exist, nor does the folder that a file system has in its root.
+    One whose true name cannot be read just now is left out with ``skip_unreadable``, else it is an error.
+    Raises NotFound, PathRefused, StorageFailure.
     """
     with storage_errors(path):
         directories.trim()
-        rows = _rows(placement, directories.get(path), skip_unreadable)
+        directory = directories.get(path)
+        left_out = b"" if path else _own_folder(placement, directory)
+        rows = _rows(placement, directory, skip_unreadable, left_out)
         first = list(islice(rows, MAX_NAMES_IN_MEMORY))
         if len(first) < MAX_NAMES_IN_MEMORY:
             first.sort()
@@ -110,13 +115,27 @@ def _joined(rows: Iterator[bytes]) -> Names:
             last = name
 
 
-def _rows(placement: Placement, directory: Directory, skip_unreadable: bool) -> Iterator[bytes]:
+def _own_folder(placement: Placement, root: Directory) -> bytes:
+    """Return the name in the root that belongs to the file system: nothing was stored at it or in it."""
+    try:
+        recorded = placement.read_sidecar(root, FILE_SYSTEM_FOLDER) is not None
+    except MalformedSidecar:
+        recorded = True
+    if recorded or os.access(FILE_SYSTEM_FOLDER + b"/" + HIDDEN, os.F_OK, dir_fd=root.fd):
+        return b""
+    return FILE_SYSTEM_FOLDER
+
+
+def _rows(
+    placement: Placement, directory: Directory, skip_unreadable: bool, left_out: bytes
+) -> Iterator[bytes]:
     """Yield a row for each data name and each sidecar: the true name, NUL, what it is."""
     with os.scandir(directory.fd) as entries:
         for entry in entries:
             name = _outside(placement, directory, os.fsencode(entry.name), skip_unreadable)
-            if name is not None:
-                yield name + (_FOLDER if entry.is_dir(follow_symlinks=False) else _OTHER)
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if name is not None and not (is_folder and name == left_out):
+                yield name + (_FOLDER if is_folder else _OTHER)
     try:
         hidden = directory.open_hidden(make=False)
     except FileNotFoundError:

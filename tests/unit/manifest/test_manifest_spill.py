@@ -96,3 +96,19 @@ def test_a_full_disk_leaves_no_half_run(tmp_path: Path, monkeypatch: pytest.Monk
         sort.add(b"b")
     assert os.listdir(tmp_path) == []
     sort.close()
+
+
+def test_what_is_read_from_the_disk_leaves_no_rest_in_memory(tmp_path: Path) -> None:
+    """Else memory would depend on how much of a full one the last rows take."""
+    tracemalloc.start()
+    try:
+        with SpilledSort(str(tmp_path), max_rows_in_memory=10_000) as sort:
+            before = tracemalloc.get_traced_memory()[0]
+            for number in range(19_999):
+                sort.add(b"%06d" % number + bytes(100))
+            rows = iter(sort)
+            assert next(rows)[:6] == b"000000"
+            assert tracemalloc.get_traced_memory()[0] - before < 1 << 20  # the rest is 1.5 MB
+            assert sum(1 for _ in rows) == 19_998
+    finally:
+        tracemalloc.stop()

@@ -42,6 +42,43 @@ def test_every_operation_compares_with_the_one_comparer(operation: str, module: 
     assert hasattr(importlib.import_module(comparer.rpartition(".")[0]), name)
 
 
+SHARED = {
+    "mirrorkeep.manifest.order": "which entry comes before which",
+    "mirrorkeep.manifest.reader": "how a manifest is read",
+    "mirrorkeep.manifest.record": "what a record says",
+    "mirrorkeep.sync.compare": "how two trees are laid side by side",
+    "mirrorkeep.sync.workers": "how entries are worked on in parallel",
+    "mirrorkeep.tree.digest": "how content is hashed",
+    "mirrorkeep.tree.metadata.posix": "how attributes become fields",
+}
+
+
+def reached_from(*modules: str) -> set[str]:
+    """Return the modules of ours that some modules import, directly or not."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        path = SOURCE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        if module.startswith("mirrorkeep.") and module not in found and path.exists():
+            found.add(module)
+            names = imports_of(module)
+            waiting += names | {name.rpartition(".")[0] for name in names}
+    return found
+
+
+def test_a_backup_and_its_validation_are_made_by_the_same_modules() -> None:
+    """What the client reads a source with is what the server reads its copy with (VAL-13)."""
+    client = reached_from("mirrorkeep.sync.mirror", "mirrorkeep.sync.transfer")
+    server = reached_from("mirrorkeep.store.examine")
+    assert SHARED.keys() <= client & server
+    assert {
+        module for module in client if module.startswith(("mirrorkeep.store", "mirrorkeep.server"))
+    } == set()
+    comparers = {module for module in server - client if module.startswith("mirrorkeep.sync")}
+    assert comparers == set(), "validation has no engine of its own"
+
+
 MODES = ("directly", "through a manifest", "not at all")
 
 

@@ -71,6 +71,22 @@ def test_a_sidecar_that_names_something_else_names_nothing(tree: StoredTree, roo
     assert names(tree, b"d") == []
 
 
+def test_the_folder_that_a_file_system_has_in_its_root_is_no_entry_unless_it_was_stored(
+    tree: StoredTree, root: Path
+) -> None:
+    tree.apply([put(b"d/lost+found/file", b"x"), put(b"e", b"x")])
+    (root / "lost+found").mkdir()
+    assert names(tree, b"") == [(b"d", True), (b"e", False)]
+    assert names(tree, b"d") == [(b"lost+found", True)]
+    (root / "lost+found").rmdir()
+    (root / "lost+found").write_bytes(b"no folder")
+    assert (b"lost+found", False) in names(tree, b"")
+    (root / "lost+found").unlink()
+    tree.apply([put(b"lost+found/of the source", b"x")])
+    assert (b"lost+found", True) in names(tree, b"")
+    assert b"lost+found/of the source" in [entry.path for entry in tree.walk()]
+
+
 class Counted:
     """Counts the calls to the operating system that a walk makes."""
 
