@@ -3,8 +3,9 @@
 Answers for: naming every difference that a user of the files could see.  It is deliberately no part of the
 product and shares no code with it, so that it can judge it.
 
-Not here: access and change times (reading changes them), birth times (nothing can set them), and the
-places of holes (a file with holes must read the same and may not take much more room, see ``ROOM``).
+Not here: access and change times (reading changes them), birth times (nothing can set them), the second
+name under which XFS lists access lists, and the places of holes (a file with holes must read the same and
+may not take much more room, see ``ROOM``).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _xattrs(path: bytes) -> dict[str, bytes]:
         return {
             name: os.getxattr(path, name, follow_symlinks=False)
             for name in os.listxattr(path, follow_symlinks=False)
-            if not name.startswith(("security.selinux", "btrfs."))
+            if not name.startswith(("security.selinux", "btrfs.", "trusted.SGI_ACL_"))
         }
     except OSError:  # a file system without extended attributes
         return {}

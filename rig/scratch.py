@@ -22,6 +22,7 @@ MKFS = {
     "ext4": ["mkfs.ext4", "-q", "-F", "-i", "8192", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
     "xfs": ["mkfs.xfs", "-q", "-f"],
 }
+"""How to make each kind that needs a device; a tmpfs needs none."""
 
 
 class ScratchError(RuntimeError):
@@ -63,6 +64,10 @@ def make(
     """
     folder.mkdir(parents=True, exist_ok=True)
     image, mount = folder / f"{name}.img", folder / name
+    if kind == "tmpfs":
+        mount.mkdir()
+        run("mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=755", "tmpfs", str(mount))
+        return mount
     with image.open("wb") as stream:
         if preallocated:
             os.posix_fallocate(stream.fileno(), 0, size_bytes)

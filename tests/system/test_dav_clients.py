@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.served import Volume
+from rig.served import Volume, checked
 
 from .dav_store import DavStore, contents, dav_store, make_files
 
@@ -205,13 +206,19 @@ class Mounts:
             subprocess.run(["umount", "-l", str(place)], check=False, timeout=400, capture_output=True)
 
 
-@pytest.fixture
-def mounts() -> Iterator[Mounts]:
+@contextlib.contextmanager
+def open_mounts() -> Iterator[Mounts]:
     folder = Path(tempfile.mkdtemp(prefix="mirrorkeep-davfs-"))
     made = Mounts(folder)
     yield made
     made.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def mounts() -> Iterator[Mounts]:
+    with open_mounts() as made:
+        yield made
 
 
 @pytest.mark.root
@@ -236,3 +243,42 @@ def test_davfs2(dav_store: DavStore, files: Path, tmp_path: Path, mounts: Mounts
     frozen = mounts.mount(dav_store.mirrored, dav_store.snapshot_url)
     assert contents(frozen) == contents(dav_store.source) | {}
     assert not any("mirrorkeep" in path.name for path in frozen.rglob("*"))
+
+
+@pytest.mark.root
+@pytest.mark.engine("mount.davfs", "diff")
+def test_the_whole_history_is_mounted_and_read_with_ordinary_tools(
+    dav_store: DavStore, tmp_path: Path, mounts: Mounts
+) -> None:
+    """All versions lie below one mount point, each a folder; nothing in them can be changed (REC-07)."""
+    volume, edited = dav_store.mirrored, dav_store.source / "plain.txt"
+    before = edited.read_bytes()
+    edited.write_bytes(b"the newer version\n")
+    argv = ("sync", str(dav_store.source), volume.url, "--json")
+    newer = checked(*argv, environment=volume.environment).last["snapshot"]
+    history = mounts.mount(volume, f"{dav_store.served.url}/snapshots/")
+    assert {dav_store.snapshot, newer} <= set(os.listdir(history))
+    older = history / dav_store.snapshot / "mirrored"
+    assert (older / "plain.txt").read_bytes() == before
+    assert contents(history / newer / "mirrored") == contents(dav_store.source)
+    diff = subprocess.run(
+        ["diff", "-rq", str(older), str(history / newer / "mirrored")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert diff.stdout.count("\n") == 1 and "plain.txt" in diff.stdout, diff.stdout + diff.stderr
+    run("cp", str(older / "deep" / "er" / "file.bin"), str(tmp_path / "copied"))
+    assert (tmp_path / "copied").read_bytes() == (dav_store.source / "deep/er/file.bin").read_bytes()
+    for change in (
+        (older / "new").mkdir,
+        (older / "plain.txt").unlink,
+        lambda: (older / "plain.txt").rename(older / "renamed"),
+    ):
+        with pytest.raises(OSError):
+            change()
+    mounts.unmount(history)
+    frozen = mounts.mount(volume, dav_store.snapshot_url)
+    assert (frozen / "plain.txt").read_bytes() == before
+    edited.write_bytes(before)  # as the other tests of this store expect it

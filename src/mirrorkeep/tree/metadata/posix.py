@@ -43,6 +43,8 @@ _OPENABLE: Final = {keys.FILE, keys.DIRECTORY}
 
 _ACL_KEYS: Final = {ACCESS_XATTR: keys.ACL_ACCESS, DEFAULT_XATTR: keys.ACL_DEFAULT}
 _ACL_XATTRS: Final = {key: name for name, key in _ACL_KEYS.items()}
+_ACL_TWICE: Final = frozenset(("trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT"))
+"""How XFS lists access lists once more, to root alone: no attributes, and no other file system's."""
 _REMOVABLE: Final = ("user.", "trusted.", "system.posix_acl_", "security.capability")
 _FOREIGN: Final = (keys.SDDL, keys.WINDOWS_ATTRIBUTES)
 _FOREIGN_TO_LINUX: Final = (*_FOREIGN, keys.MAC_FLAGS, keys.MAC_ACL)
@@ -110,7 +112,7 @@ def read_attributes(where: int | bytes) -> dict[bytes, bytes]:
     """Return access lists and extended attributes as record fields; unreadable ones are left out."""
     fields: dict[bytes, bytes] = {}
     try:
-        names = os.listxattr(where)
+        names = _names(where)
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.ENOSYS):
             return fields
@@ -291,9 +293,13 @@ def _without_foreign_set_id(where: int | bytes, mode: int, uid: int, gid: int, m
 
 def _list_attributes(where: int | bytes) -> list[str]:
     try:
-        return os.listxattr(where)
+        return _names(where)
     except OSError:
         return []
+
+
+def _names(where: int | bytes) -> list[str]:
+    return [name for name in os.listxattr(where) if name not in _ACL_TWICE]
 
 
 def _key_of(attribute: str) -> bytes:
@@ -318,6 +324,8 @@ def _set_attributes(where: int | bytes, fields: Mapping[bytes, bytes]) -> list[b
         else:
             if key.startswith(keys.STREAM_PREFIX):
                 missed.append(key)
+            continue
+        if name in _ACL_TWICE:  # of a record that has the list under its own key too
             continue
         try:
             os.setxattr(where, name, value)
