@@ -410,12 +410,12 @@ def test_of_files_two_per_cent_of_which_changed_only_the_changed_bytes_travel(wa
     assert watched.differences() == []
 
 
-def test_a_tree_ten_times_as_large_that_did_not_change_costs_no_more_requests_or_memory(
+def test_a_tree_forty_times_as_large_that_did_not_change_costs_no_more_requests_or_memory(
     watched: Watched, store: Served, tmp_path: Path
 ) -> None:
     """Nothing but the walk follows the number of entries: neither requests, nor memory, nor processes."""
     cost: list[tuple[list[tuple[str, str]], int, int]] = []
-    for files in (500, 5000):
+    for files in (500, 20_000):
         for number in range(files):
             place = watched.source / f"d{number // 250}" / f"some file {number}"
             if number % 250 == 0:
@@ -429,9 +429,9 @@ def test_a_tree_ten_times_as_large_that_did_not_change_costs_no_more_requests_or
         assert json.loads((tmp_path / "out").read_text().splitlines()[-1])["unchanged"] > files
     assert cost[0][0] == cost[1][0] == NOTHING
     assert abs(cost[1][1] - cost[0][1]) < 200
-    # The index that the walk is compared with has 90 bytes an entry, read through a window of 1 MiB; objects
-    # for the entries that make the difference would be more than twice this.
-    assert cost[1][2] < cost[0][2] + 5 * MIB // 4
+    # The index that the walk is compared with has 90 bytes an entry, read through a window of 1 MiB, and the
+    # allocator's rest differs from run to run; objects for so many entries would be more than twice this.
+    assert cost[1][2] < cost[0][2] + 4 * MIB
     assert cost[1][2] < 60 * MIB
 
 
