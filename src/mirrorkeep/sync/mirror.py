@@ -46,8 +46,6 @@ from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 MAX_REMEMBERED_FAILURES: Final = 100
 MAX_UNSIGNED: Final = 10_000
 """Large files of one run whose signatures are made behind it; those of others are fetched when needed."""
-WORKER_NICENESS: Final = 10
-"""A copy shall not slow down the machine that it is made of, nor the store, where that is the same one."""
 FULL_MANIFEST_BYTES: Final = 256 * 1024
 """Manifests up to this size travel whole."""
 
@@ -197,8 +195,6 @@ class MirrorRun:
         self._next_commit_s = time.monotonic() + options.commit_interval_s
 
     def _start_worker(self) -> Handler:
-        with suppress(OSError):
-            os.nice(WORKER_NICENESS)  # of this thread alone, and each has it once
         # Loaded on first use, just before the first fork: a run that finds nothing changed needs none of it.
         from mirrorkeep.delta.cache import SignatureCache
         from mirrorkeep.sync.transfer import Transfer
