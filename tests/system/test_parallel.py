@@ -251,7 +251,7 @@ def test_one_process_reads_the_old_manifest_and_writes_the_new_one_from_front_to
     time.sleep(0.07)
     pair.sync("--no-snapshot", "--threads", "3", under=calls.under)
     old = calls.of("/manifest")
-    new = calls.of("/work/walk.manifest")
+    new = calls.of("/walk.manifest")
     walked = {pid for pid, call, _ in old if call == "read"}
     written = {pid for pid, call, _ in new if call == "write"}
     assert len(walked) == 1
