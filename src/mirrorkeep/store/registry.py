@@ -181,7 +181,7 @@ class Registry:
         """Return a new token that may write the part's tip and read its history; shown only here."""
         if not self.has_volume(volume):
             raise NotFound(what=f"volume {volume}")
-        token = secrets.token_urlsafe(32)
+        token = _new_token()
         record = {"volume": volume, "part": quote_from_bytes(part), "created": time.time()}
         write_record(self._token_path(token), record, mode=0o600)
         return token
@@ -260,3 +260,14 @@ def _scrypt(password: str, salt: bytes, cost: Mapping[str, Any]) -> bytes:
     return hashlib.scrypt(
         secret, salt=salt, n=cost["n"], r=cost["r"], p=cost["p"], maxmem=64 * 1024 * 1024, dklen=32
     )
+
+
+def _new_token() -> str:
+    """Return 43 letters, digits, ``-`` and ``_`` (256 random bits), a letter or digit first.
+
+    Tokens are typed as arguments of other people's tools (``rclone obscure``, ``litmus``), which
+    take a leading ``-`` for an option.
+    """
+    while not (token := secrets.token_urlsafe(32))[0].isalnum():
+        pass
+    return token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_a_token_grants_its_part_and_is_stored_nowhere(registry: Registry, tmp_p
 @pytest.mark.parametrize("token", ["", "x", "../volumes/laptop", "\udcff", "a" * 10_000])
 def test_what_is_no_token_grants_nothing(registry: Registry, token: str) -> None:
     assert registry.authenticate_token(token) is None
+
+
+def test_a_token_is_no_option_of_the_tools_it_is_given_to(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = iter(["-starts-like-an-option", "_starts-with-a-line", "Z-starts-with-a-letter"])
+    monkeypatch.setattr(secrets, "token_urlsafe", lambda _: next(drawn))
+    assert registry.create_token("laptop") == "Z-starts-with-a-letter"
 
 
 def test_a_token_ends_with_its_volume_and_does_not_open_a_namesake(registry: Registry) -> None:
