@@ -16,7 +16,7 @@ import gc
 import sys
 from typing import Final
 
-KEPT_BYTES: Final = 16 * 1024 * 1024
+KEPT_BYTES: Final = 64 * 1024 * 1024
 LARGE_BYTES: Final = 16 * 1024 * 1024
 """What is at least this large still comes from the system and goes straight back."""
 CONTAINERS_BETWEEN_COLLECTIONS: Final = 50_000
