@@ -23,6 +23,7 @@ from mirrorkeep.errors import Locked, MirrorkeepError, RequestTimeout
 from mirrorkeep.server import auth, dav_write, routes
 from mirrorkeep.server.address import parse_address
 from mirrorkeep.server.audit import AccessLog
+from mirrorkeep.server.balance import Balance
 from mirrorkeep.server.call import Call, Upload
 from mirrorkeep.server.hashing import Hasher
 from mirrorkeep.server.request import IDLE_TIMEOUT_S, ClientGone, Receive, Request
@@ -43,20 +44,23 @@ CLIENT_GONE_STATUS: Final = 499
 log = logging.getLogger("mirrorkeep.server")
 
 
-def create_app(data: str, *, idle_timeout_s: float = IDLE_TIMEOUT_S) -> App:
+def create_app(data: str, *, idle_timeout_s: float = IDLE_TIMEOUT_S, balance: Balance | None = None) -> App:
     """Return the application for the store at ``data``; opens the store and the access log at once."""
-    return Application(Store.open(data), AccessLog(os.path.join(data, "log")), idle_timeout_s)
+    return Application(Store.open(data), AccessLog(os.path.join(data, "log")), idle_timeout_s, balance)
 
 
 class Application:
     """One worker's application; all state beside the store is its threads and its log."""
 
-    def __init__(self, store: Store, access_log: AccessLog, idle_timeout_s: float) -> None:
+    def __init__(
+        self, store: Store, access_log: AccessLog, idle_timeout_s: float, balance: Balance | None = None
+    ) -> None:
         self.store = store
         self.access_log = access_log
         self.hasher = Hasher()
         self._idle_timeout_s = idle_timeout_s
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="request")
+        self._balance = balance
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: an HTTP request, or the worker's life."""
@@ -100,6 +104,8 @@ class Application:
                 response = problem_response(error)
                 if not isinstance(error, RequestTimeout):
                     await request.drain()
+            if self._balance is not None and self._balance.give_away(scope.get("client")):
+                response.header("connection", "close")
             status, code = response.status, "cut_off"
             sent_bytes = await self._send(request, response, send)
             code = response.code

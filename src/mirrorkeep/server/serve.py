@@ -37,6 +37,7 @@ from granian.server import Server
 from mirrorkeep.errors import AlreadyExists, BadUsage, MirrorkeepError, NotFound, StorageFailure
 from mirrorkeep.server.api import uploads_folder
 from mirrorkeep.server.app import App, create_app
+from mirrorkeep.server.balance import Balance
 from mirrorkeep.store.pool import Store
 from mirrorkeep.tree.allocator import collect_rarely, keep_freed_memory
 
@@ -88,6 +89,8 @@ def serve(data: str, listen: str, workers: int) -> None:
         store = Store.open(data)
         store.recover()
         shutil.rmtree(uploads_folder(data), ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_load_notes(data))
         store.start_incarnation()
         store.remember_address(address.shown)
         certificate, key = store.certificate()
@@ -128,7 +131,11 @@ def load_app(data: str, supervisor: int) -> App:
     keep_freed_memory()
     collect_rarely()
     _hold_as_worker(data)
-    return create_app(data)
+    return create_app(data, balance=Balance(_load_notes(data)))
+
+
+def _load_notes(data: str) -> str:
+    return os.path.join(data, "run", "load")
 
 
 def run_validator(data: str, supervisor: int) -> None:
