@@ -199,6 +199,8 @@ def test_the_next_run_heals_unaided(machine: Machine, fault: str) -> None:
     checked(*machine.argv, environment=machine.volume.environment)
     machine.change()
     FAULTS[fault](machine)
+    planned = checked(*machine.argv, "--dry-run", environment=machine.volume.environment).last
+    assert planned["new"] and planned["changed"], "what is damaged here hides nothing from a plan"
     machine.heal()
     again = machine.heal()
     assert (again["unchanged"], again["bytes_sent"]) == (again["entries"], 0)

@@ -114,9 +114,33 @@ def serve(data: str, listen: str, workers: int) -> None:
             log_level=LogLevels.error,
             log_dictconfig=_granian_log(),
         )
+        server.main_loop_interrupt = _Interrupt(server)
         with _validator(data), _housekeeping(data):
             threading.Thread(target=_announce, args=(address,), daemon=True).start()
-            server.serve(target_loader=functools.partial(load_app, data, os.getpid()), wrap_loader=False)
+            try:
+                server.serve(target_loader=functools.partial(load_app, data, os.getpid()), wrap_loader=False)
+            except SystemExit:
+                if not server.interrupt_signal:  # asked to end: that workers were asked too is no failure
+                    raise
+
+
+class _Interrupt(threading.Event):
+    """What wakes the supervisor up: a signal to end, or a worker that ended.
+
+    A service manager signals the supervisor and its workers at once.  The supervisor of the HTTP layer
+    clears the event for workers that ended; a signal that came just before that would be forgotten, and it
+    would wait for ever.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self._server = server
+
+    def clear(self) -> None:
+        """Forget workers that ended, never the signal to end."""
+        super().clear()
+        if self._server.interrupt_signal:
+            self.set()
 
 
 # --- the children -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from mirrorkeep.errors import MirrorkeepError, NotFound
+from mirrorkeep.errors import MalformedManifest, MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import format_record, parse_record
@@ -80,8 +80,18 @@ class Plan:
     # --- the old side ----------------------------------------------------------------------------
 
     def _own(self, work: str) -> OldSide | None:
+        """Return the client's own manifest; None where it has none, or one that is damaged."""
         digest = self._state.manifest_digest()
-        return self._open(self._state.manifest_path, self._state.index_path, digest, work) if digest else None
+        if not digest:
+            return None
+        try:
+            # To its end before anything is told: a run begins anew, a plan cannot take back what it said.
+            with open(self._state.manifest_path, "rb") as stream:
+                for _ in ManifestReader(stream).lines():
+                    pass
+            return self._open(self._state.manifest_path, self._state.index_path, digest, work)
+        except (MalformedManifest, FileNotFoundError):
+            return None
 
     def _fetched(self, work: str) -> OldSide:
         path = os.path.join(work, "manifest")
