@@ -31,8 +31,10 @@ from mirrorkeep.store.presence import list_paths
 from mirrorkeep.sync.compare import pair
 from mirrorkeep.sync.workers import Completed, WorkerPool
 from mirrorkeep.tree.layout import HIDDEN, MANIFEST, ROOT_SIDECAR, split_path
+from mirrorkeep.tree.prefetch import Prefetch
 from mirrorkeep.tree.stored import StoredTree
 from mirrorkeep.tree.stored_read import StoredEntry, look_at, native_fields
+from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
 BATCH_ENTRIES: Final = 512
 BATCH_BYTES: Final = 4 << 20
@@ -194,9 +196,11 @@ class Examination:
         tree = StoredTree(self.root, read_only=True)
         rate = self._setting.bytes_per_second
         pace = ByteRate(rate / self._setting.processes if rate else None)
+        prefetch = Prefetch(tree.placement)
 
         def check(items: list[Item]) -> list[Found]:
             found: list[Found] = []
+            prefetch.expect([path for path, line, content in items if content and _is_small(line)])
             for path, line, content in items:
                 if line is None:
                     found.append((path, "extra", "not in the manifest"))
@@ -297,6 +301,11 @@ def content_size(line: bytes) -> int | None:
         return 0
     start += len(_SIZE_FIELD)
     return int(line[start : line.index(b",", start)])
+
+
+def _is_small(line: bytes | None) -> bool:
+    size_bytes = content_size(line) if line is not None else None
+    return size_bytes is not None and size_bytes <= SMALL_FILE_BYTES
 
 
 def _order(one: Found) -> bytes:
