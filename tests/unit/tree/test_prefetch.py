@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def root(tmp_path: Path) -> Path:
     place = tmp_path / "tree"
     place.mkdir()
     with StoredTree(str(place)) as tree:
-        line = {keys.TYPE: keys.FILE, keys.SIZE: b"%d" % len(CONTENT)}
+        digest = hashlib.sha256(CONTENT).hexdigest().encode()
+        line = {keys.TYPE: keys.FILE, keys.SIZE: b"%d" % len(CONTENT), keys.HASH: digest}
         assert tree.apply([Frame(Op.PUT, format_record(name, line), CONTENT) for name in NAMES]) == []
     return place
 
