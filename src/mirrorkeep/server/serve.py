@@ -132,7 +132,7 @@ class _Interrupt(threading.Event):
     would wait for ever.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Any) -> None:
         super().__init__()
         self._server = server
 
