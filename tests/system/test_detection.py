@@ -423,9 +423,14 @@ def test_a_tree_forty_times_as_large_that_did_not_change_costs_no_more_requests_
             place.touch()
         watched.sync("--no-snapshot")
         watched.sync("--no-snapshot")
-        taken = watched.measured_sync(tmp_path / "out")
+        peak = 0
+        for _ in range(5):  # a run this short may end before its memory was looked at
+            taken = watched.measured_sync(tmp_path / "out")
+            peak = max(peak, taken.client_peak_bytes)
+            if peak > 8 * MIB:
+                break
         wire = sum(one.received_bytes + one.sent_bytes for one in watched.asked)
-        cost.append((watched.kinds(), wire, taken.client_peak_bytes))
+        cost.append((watched.kinds(), wire, peak))
         assert json.loads((tmp_path / "out").read_text().splitlines()[-1])["unchanged"] > files
     assert cost[0][0] == cost[1][0] == NOTHING
     assert abs(cost[1][1] - cost[0][1]) < 200

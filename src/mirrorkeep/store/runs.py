@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mirrorkeep.errors import MalformedRequest, NotFound, RunSuperseded, StoreRestarted
+from mirrorkeep.errors import MalformedRequest, MirrorkeepError, NotFound, RunSuperseded, StoreRestarted
 from mirrorkeep.store import doubt
 from mirrorkeep.store.closing import finish_closing, free_name, make_durable, patch_stamp
 from mirrorkeep.store.drivers.system import storage_errors
@@ -226,12 +226,18 @@ def close_run(
         return answer
     if state.closing is None:
         _check(part, state.run, run, epoch, incarnation)
-        manifest = receive_manifest(part, state, form=form, base=base, digest=digest, body_path=body_path)
         try:
-            _decide_close(part, run, epoch, incarnation, manifest, snapshot)
-        except BaseException:
-            _discard_undecided(part, manifest)
-            raise
+            manifest = receive_manifest(part, state, form=form, base=base, digest=digest, body_path=body_path)
+        except (MirrorkeepError, OSError):
+            # The same close came twice at once, and the other one has emptied the staging folder since.
+            if not _is_decided(part.state(), run):
+                raise
+        else:
+            try:
+                _decide_close(part, run, epoch, incarnation, manifest, snapshot)
+            except BaseException:
+                _discard_undecided(part, manifest)
+                raise
     with part.frozen():
         state = finish_closing(part)
     answer = _known_answer(state, run)
@@ -255,12 +261,17 @@ def _known_answer(state: PartState, run: str) -> Closed | None:
     return Closed(closed["snapshot"], closed["sequence"], closed["validation"])
 
 
+def _is_decided(state: PartState, run: str) -> bool:
+    """Say whether the run is closed, or will be whatever happens."""
+    return _known_answer(state, run) is not None or bool(state.closing and state.closing["run"] == run)
+
+
 def _decide_close(
     part: Part, run: str, epoch: int, incarnation: str, manifest: Manifest, snapshot: bool
 ) -> None:
     with part.frozen():
         state = part.state()
-        if _known_answer(state, run) is not None or (state.closing and state.closing["run"] == run):
+        if _is_decided(state, run):
             discard_manifest(manifest)  # the same close came twice at once
             return
         _check(part, state.run, run, epoch, incarnation)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -387,6 +388,23 @@ def test_two_closes_of_one_run_at_once_make_one_snapshot(part: Part) -> None:
         thread.join()
     assert len(answers) == 4
     assert len(set(answers)) == 1
+    assert len(part.snapshots()) == 1
+
+
+def test_a_close_whose_manifest_went_with_that_of_another_has_its_answer(
+    part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is through empties the staging folder, where the other's manifest still lies."""
+    run = runs.begin_run(part, "", {})
+    take, first = runs.receive_manifest, []
+
+    def overtaken(*args: Any, **given: Any) -> Any:
+        monkeypatch.setattr(runs, "receive_manifest", take)
+        first.append(close(part, run, SMALL))
+        raise FileNotFoundError("the staged manifest")
+
+    monkeypatch.setattr(runs, "receive_manifest", overtaken)
+    assert close(part, run, SMALL) == first[0]
     assert len(part.snapshots()) == 1
 
 
