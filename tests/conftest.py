@@ -118,6 +118,20 @@ def make_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     scratch.discard(folder)
 
 
+@pytest.fixture(scope="module")
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Return a ``dir`` store for all tests of a module, which may choose more: ``STORE = {"workers": 1}``."""
+    name = request.module.__name__.rpartition("_")[2]
+    options = {"driver": "dir", "limit_s": 1200, **getattr(request.module, "STORE", {})}
+    served = Served(tmp_path_factory.mktemp(name) / "data", **options)
+    try:
+        served.create()
+        served.start()
+        yield served
+    finally:
+        served.stop()
+
+
 @pytest.fixture
 def served_store(make_served: Callable[..., Served]) -> Served:
     """Return a ``dir`` store that serves with two workers on a free port of loopback."""

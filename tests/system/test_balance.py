@@ -9,27 +9,12 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from rig.served import Served, Volume
 
 CONNECTIONS = 12
 KEPT = 3
 PATIENCE_S = 60.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Served]:
-    served = Served(tmp_path / "data", driver="dir", workers=2)
-    served.create()
-    served.start()
-    try:
-        yield served
-    finally:
-        served.kill()
 
 
 def logged(store: Served) -> list[list[str]]:

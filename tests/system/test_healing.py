@@ -27,15 +27,6 @@ from rig.served import COMMAND, END_WITH_PARENT, Result, Served, checked, comman
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("healing") / "data", driver="dir", workers=2, limit_s=900)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
-
-
 @dataclass
 class Machine:
     """A source that is mirrored by one and the same command, again and again."""

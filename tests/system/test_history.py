@@ -88,15 +88,6 @@ def test_the_pool_grows_by_what_changed_and_each_version_stays_whole(
 # --- what it is good for (SNP-06, SNP-11, REC-08, REC-11) ------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("history") / "data", driver="dir", limit_s=600)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
-
-
 def bytes_read_by(served: Served) -> int:
     """Return how much the server's processes have read so far, from files and from connections."""
     return sum(int(Path(f"/proc/{pid}/io").read_text().split("rchar: ")[1].split()[0]) for pid in served.pids)

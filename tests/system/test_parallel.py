@@ -30,13 +30,7 @@ from rig.served import COMMAND, END_WITH_PARENT, Served, checked
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("parallel") / "data", driver="dir", workers=1, limit_s=900)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
+STORE = {"workers": 1}
 
 
 @pytest.fixture

@@ -22,15 +22,6 @@ pytestmark = [pytest.mark.root, pytest.mark.btrfs, pytest.mark.engine("mkfs.ext4
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("places") / "data", driver="dir", limit_s=600)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
-
-
-@pytest.fixture(scope="module")
 def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """One file system of each kind."""
     folder = tmp_path_factory.mktemp("mounts")

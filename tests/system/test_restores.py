@@ -7,7 +7,6 @@ import random
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,15 +19,6 @@ from rig.tapping import TappingProxy
 
 MIB = 1 << 20
 FILES, LARGE_BYTES = 4000, 2 * MIB
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("restores") / "data", driver="dir", limit_s=600)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from rig.served import Served, checked
 
 MIB = 1 << 20
 SIZE_BYTES = 64 * MIB
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("seeds") / "data", driver="dir", limit_s=600)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
 
 
 def test_going_back_three_versions_moves_the_differences_alone(store: Served, tmp_path: Path) -> None:

@@ -32,15 +32,6 @@ OVERHEAD_BYTES = 64 * 1024
 """What a run says besides changed pages: heads of deltas, records, small files' frames."""
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("signatures") / "data", driver="dir", limit_s=600)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
-
-
 def signatures_of(mirrored: Mirrored) -> Path:
     """Return the folder of the client's signatures, when nobody works on it any more."""
     (folder,) = mirrored.state.glob("*/signatures")

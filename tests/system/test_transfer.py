@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from rig.mirrored import Mirrored
 from rig.served import Served, Volume, checked
@@ -16,15 +13,6 @@ from rig.tapping import Tapped, TappingProxy
 MIB = 1 << 20
 CANARY = b"the canary that nobody on the line may see "
 WINDOW_BYTES, ROUND_TRIP_S = MIB // 2, 0.06
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("transfer") / "data", driver="dir", limit_s=600)
-    served.create()
-    served.start()
-    yield served
-    served.stop()
 
 
 def through(proxy: TappingProxy, volume: Volume) -> Volume:

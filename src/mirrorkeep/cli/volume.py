@@ -117,6 +117,14 @@ def delete(name: str, data: str, yes: bool, as_json: bool) -> None:
     from mirrorkeep.store.pool import Store
 
     store = Store.open(data)
+    if store.registry.is_being_deleted(name):  # cut off: it was said then
+        store.delete_volume(name)
+        store.close()
+        if as_json:
+            _print({"deleted": name, "snapshots": None})
+        else:
+            click.echo(f"deleted what was left of {name}")
+        return
     found = store.volume(name)
     count = sum(len(part.snapshots()) for part in found.parts())
     if not yes:

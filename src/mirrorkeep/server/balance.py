@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from mirrorkeep.tree.processes import is_alive
+
 WINDOW_S: Final = 0.4
 BUSY: Final = 0.5
 """Processors that a worker uses before it gives anything away."""
@@ -76,10 +78,6 @@ class Balance:
         # After a quiet time the load is a mean over it, and small.
         return several and load > BUSY and self._least_other(now) < load * MUCH_LESS
 
-    def close(self) -> None:
-        """Leave the notes."""
-        self._notes.close()
-
     def _note(self, load: float) -> None:
         place = self._slot * _SLOT.size
         self._notes[place : place + _SLOT.size] = _SLOT.pack(self._pid, load, self._began)
@@ -88,23 +86,13 @@ class Balance:
         least = float("inf")
         for slot in range(_SLOTS):
             pid, load, noted = _SLOT.unpack_from(self._notes, slot * _SLOT.size)
-            if pid and slot != self._slot and load < least and _is_alive(pid):
+            if pid and slot != self._slot and load < least and is_alive(pid):
                 least = min(least, load if now - noted < _FRESH_S else 0.0)
         return least
 
     def _free_slot(self) -> int:
         for slot in range(_SLOTS):
             pid = _SLOT.unpack_from(self._notes, slot * _SLOT.size)[0]
-            if pid in (0, self._pid) or not _is_alive(pid):
+            if pid in (0, self._pid) or not is_alive(pid):
                 return slot
         return self._pid % _SLOTS  # two workers share a place: what they note are hints
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

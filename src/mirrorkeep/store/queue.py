@@ -13,18 +13,16 @@ Not here: what a job means, retry policy (the holder calls :meth:`Lease.put_back
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mirrorkeep.errors import NoSpace, StorageFailure
+from mirrorkeep.store.drivers.system import storage_errors
 from mirrorkeep.store.records import make_durable_folder, write_record
 from mirrorkeep.tree.durability import flush_directory
 
@@ -108,10 +106,10 @@ class Queue:
         With ``job_id`` (16 hex digits) publishing may be repeated: a job of that id and priority is
         queued once.  Raises NoSpace, StorageFailure: the job is not queued.
         """
-        with _queue_errors(self.directory):
+        with storage_errors(self.directory):
             make_durable_folder(self.directory)
         if job_id is not None and any(name.endswith(f"-{job_id}.json") for name in self._names()):
-            with _queue_errors(self.directory):
+            with storage_errors(self.directory):
                 flush_directory(self.directory)  # who published it may have been killed before that
             return job_id
         job = Job(job_id or secrets.token_hex(8), payload, 0, not_before)
@@ -144,7 +142,7 @@ class Queue:
     def store(self, name: str, job: Job) -> None:
         """Write a job's file under ``name`` (atomic, durable)."""
         record = {"payload": job.payload, "tries": job.tries, "not_before": job.not_before}
-        with _queue_errors(self.directory):
+        with storage_errors(self.directory):
             write_record(f"{self.directory}/{name}", record, mode=0o600)
 
     def sweep(self) -> None:
@@ -178,16 +176,6 @@ class Queue:
             pass
         os.close(fd)
         return None
-
-
-@contextmanager
-def _queue_errors(directory: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(detail=f"{directory}: {error.strerror}") from error
-        raise StorageFailure(detail=f"{directory}: {error.strerror}") from error
 
 
 def _listing(directory: str) -> list[str]:

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from mirrorkeep.errors import MirrorkeepError
+from mirrorkeep.tree.processes import is_alive
 
 LEAVING_S: Final = 60.0
 """How long the workers of a run that was killed may take to notice."""
@@ -214,20 +215,6 @@ class _Flush(threading.Thread):
             raise self._error
 
 
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (OSError, IndexError):
-        return True  # another system: whoever answers to the number is alive
-
-
 def lock_alone(path: str | bytes, source: str, target: str | bytes) -> int:
     """Lock a file, write this process's id to it and return its descriptor.  Raises StateBusy."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -239,7 +226,7 @@ def lock_alone(path: str | bytes, source: str, target: str | bytes) -> int:
         except OSError:
             pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
             # Of a run that was killed the workers live on for a moment, and the lock with them.
-            if _is_alive(pid) or time.monotonic() > deadline:
+            if (pid.isdigit() and is_alive(int(pid))) or time.monotonic() > deadline:
                 os.close(fd)
                 raise StateBusy(source=source, target=target, pid=pid or "unknown") from None
         time.sleep(0.02)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
@@ -40,7 +40,7 @@ class Prefetch:
         self._seen = sectors()
         self._asked = 0
         self._threads: ThreadPoolExecutor | None = None
-        self._running: list[Future[None]] = []
+        self._call = 0
 
     def expect(self, paths: Sequence[bytes]) -> bool:
         """Say which files are read next, in this order; returns whether they are read ahead.
@@ -51,28 +51,20 @@ class Prefetch:
         now = self._sectors()
         cold = self._asked and (now - self._seen) >= self._asked * _SECTORS_PER_FILE
         self._seen, self._asked = now, len(paths)
-        self._give_up()
+        self._call += 1
         if not cold:
             return False
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="prefetch")
-        self._running = [self._threads.submit(self._bring, paths[first::THREADS]) for first in range(THREADS)]
+        for first in range(THREADS):
+            self._threads.submit(self._bring, self._call, paths[first::THREADS])
         return True
 
-    def close(self) -> None:
-        """End the threads."""
-        self._give_up()
-        if self._threads is not None:
-            self._threads.shutdown()
-
-    def _give_up(self) -> None:
-        for one in self._running:
-            one.cancel()
-        self._running = []
-
-    def _bring(self, paths: Sequence[bytes]) -> None:
+    def _bring(self, call: int, paths: Sequence[bytes]) -> None:
         with self._placement.directories() as directories:
             for path in paths:
+                if call != self._call:
+                    return
                 with suppress(MirrorkeepError, OSError):
                     parent, name = split_path(path)
                     directory = directories.get(parent)
@@ -83,4 +75,4 @@ class Prefetch:
                         os.close(fd)
                     # Its content lies beside its inode, which opening brings in.
                     os.close(os.open(name, READ_FILE, dir_fd=directory.open_hidden(make=False)))
-                    directories.trim()
+                directories.trim()

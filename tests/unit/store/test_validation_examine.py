@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -166,6 +166,26 @@ def test_metadata_only_reads_no_content_but_of_known_findings(stored: Path) -> N
     )
     assert run.run().content_entries == 1
     assert found == [b"docs/b.txt", b"media/film"]
+
+
+def test_files_whose_content_is_read_are_read_ahead(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tmp_path / "expected"
+
+    class Noted(examine.Prefetch):
+        def expect(self, paths: Sequence[bytes]) -> bool:
+            with expected.open("ab") as stream:  # in a worker's process
+                stream.write(b"".join(path + b"\n" for path in paths))
+            return super().expect(paths)
+
+    monkeypatch.setattr(examine, "Prefetch", Noted)
+    assert look(stored) == {}
+    small = sorted(expected.read_bytes().split())
+    assert b"docs/a.txt" in small and b"docs" not in small
+    expected.unlink()
+    assert look(stored, content=False) == {}
+    assert expected.read_bytes() == b""
 
 
 def test_a_worker_that_dies_costs_only_the_entry_that_killed_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +31,13 @@ class Disk:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    place = tmp_path / "tree"
+def root() -> Iterator[Path]:
+    """A stored tree on a disk, which the folder for temporary files may not be."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield make_tree(Path(folder) / "tree")
+
+
+def make_tree(place: Path) -> Path:
     place.mkdir()
     with StoredTree(str(place)) as tree:
         digest = hashlib.sha256(CONTENT).hexdigest().encode()
@@ -48,9 +54,7 @@ def disk() -> Disk:
 @pytest.fixture
 def prefetch(root: Path, disk: Disk) -> Iterator[Prefetch]:
     with StoredTree(str(root), read_only=True) as tree:
-        made = Prefetch(tree.placement, disk)
-        yield made
-        made.close()
+        yield Prefetch(tree.placement, disk)
 
 
 def in_memory(file: Path) -> bool:
@@ -102,5 +106,9 @@ def test_what_is_gone_or_no_file_is_passed_over(prefetch: Prefetch, disk: Disk, 
     (root / "folder" / "link").symlink_to("/etc/passwd")
     prefetch.expect(NAMES)
     disk.sectors += 10_000
+    forget(root / "folder" / "file39")
     assert prefetch.expect([b"folder/fifo", b"folder/link", b"nowhere/at/all", b"../outside", *NAMES])
-    prefetch.close()
+    deadline = time.monotonic() + 30
+    while not in_memory(root / "folder" / "file39"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
