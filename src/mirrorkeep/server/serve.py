@@ -96,25 +96,7 @@ def serve(data: str, listen: str, workers: int) -> None:
         certificate, key = store.certificate()
         store.close()
         multiprocessing.set_start_method("spawn", force=True)
-        server = Server(
-            "mirrorkeep",
-            address=address.host,
-            port=address.port,
-            interface=Interfaces.ASGI,
-            workers=max(1, workers),
-            http=HTTPModes.http1,
-            websockets=False,
-            loop=Loops.asyncio,
-            backlog=2048,
-            ssl_cert=Path(certificate),
-            ssl_key=Path(key),
-            ssl_protocol_min=SSLProtocols.tls12,
-            respawn_failed_workers=True,
-            workers_kill_timeout=STOP_S,
-            log_level=LogLevels.error,
-            log_dictconfig=_granian_log(),
-        )
-        server.main_loop_interrupt = _Interrupt(server)
+        server = make_supervisor(address, certificate, key, workers)
         with _validator(data), _housekeeping(data):
             threading.Thread(target=_announce, args=(address,), daemon=True).start()
             try:
@@ -122,6 +104,30 @@ def serve(data: str, listen: str, workers: int) -> None:
             except SystemExit:
                 if not server.interrupt_signal:  # asked to end: that workers were asked too is no failure
                     raise
+
+
+def make_supervisor(address: Listen, certificate: str, key: str, workers: int) -> Any:
+    """Return the HTTP layer's supervisor of so many workers; nothing listens yet."""
+    server: Any = Server(
+        "mirrorkeep",
+        address=address.host,
+        port=address.port,
+        interface=Interfaces.ASGI,
+        workers=max(1, workers),
+        http=HTTPModes.http1,
+        websockets=False,
+        loop=Loops.asyncio,
+        backlog=2048,
+        ssl_cert=Path(certificate),
+        ssl_key=Path(key),
+        ssl_protocol_min=SSLProtocols.tls12,
+        respawn_failed_workers=True,
+        workers_kill_timeout=STOP_S,
+        log_level=LogLevels.error,
+        log_dictconfig=_granian_log(),
+    )
+    server.main_loop_interrupt = _Interrupt(server)
+    return server
 
 
 class _Interrupt(threading.Event):
