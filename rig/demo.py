@@ -157,6 +157,7 @@ class Demo:
             f"{count(done['unchanged'])} unchanged, {done['changed']} changed, {done['new']} new, "
             f"{done['removed']} removed, {done.get('moved', 0)} moved; {done['seconds']:.1f} s"
         )
+        self.teller.line("(folders count too: those of the renamed one, and those whose own times changed)")
         self.teller.expect(done["verdict"] == "verified", "verified again", done)
         sent = f"{size(done['bytes_sent'])} sent, {100 * share:.2f} % of the first time"
         self.teller.expect(share < 0.25, sent)
