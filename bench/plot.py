@@ -46,7 +46,8 @@ def svg(bars: Bars) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{TOP + HEIGHT + BOTTOM}"'
         ' font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="10" y="18" font-size="14">Time as a multiple of rsync\'s, of sha256sum\'s for validation (lower is better)</text>',
+        '<text x="10" y="18" font-size="14">'
+        "Time as a multiple of rsync's, of sha256sum's for validation (lower is better)</text>",
     ]
     for step in range(int(TALLEST) + 1):
         y = TOP + HEIGHT - HEIGHT * step / TALLEST
