@@ -2,8 +2,9 @@
 
 The snapshot's manifest is the expected side, the destination's walk the actual one, and the same
 comparer pairs them.  What is there already and hashes to what the record says is not fetched again, so
-a restore that was cut off goes on where it stopped, and an old copy serves as a seed.  Every file is
-written beside its place, verified against the manifest's digest and renamed.
+a restore that was cut off goes on where it stopped, and an old copy serves as a seed.  Every file is verified
+against the manifest's digest before it is seen: what replaces something is written beside it and renamed;
+small files that nothing stands in the way of take their place at once, marked until they are whole.
 
 Nothing in the destination is deleted; a file there that is newer than the snapshot's is kept and named,
 unless overwriting was asked for.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -42,6 +43,7 @@ from mirrorkeep.sync.large import hash_content, new_hasher
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_gaps, find_pieces, find_unchanged
 from mirrorkeep.tree.native import NativeTree
+from mirrorkeep.tree.native_publish import MAKING
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
 
 RANGES_IN_FLIGHT: Final = 3
@@ -79,6 +81,8 @@ def settle_present(slave: NativeTree, record: Record, line: bytes, done: Fetched
             frames = [Frame(Op.STAMP, line)]
             note(slave.apply(frames), frames, done)
             return True
+        if stat.S_IMODE(status.st_mode) == MAKING:  # a restore that was cut off left it half made
+            return False
         if status.st_mtime_ns > record.mtime_ns and not overwrite:
             detail = "the file there is newer and was kept (--overwrite-newer replaces it)"
             done.failures.append((record.path, "newer_kept", detail))

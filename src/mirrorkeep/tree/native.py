@@ -205,8 +205,12 @@ class NativeTree:
             return failures
 
     def put(self, files: Iterable[tuple[Record, bytes]]) -> list[Failure]:
-        """Make regular files with these contents, as :meth:`apply` does with frames that are PUT."""
-        with NativeWriter(self.root, set_owner=self.set_owner, case=self._case) as writer:
+        """Make regular files with these contents, as :meth:`apply` does with frames that are PUT.
+
+        New ones may have their names before they are whole; a crash then leaves them with the mode
+        ``native_publish.MAKING``, whatever is in them.
+        """
+        with NativeWriter(self.root, set_owner=self.set_owner, case=self._case, in_place=True) as writer:
             failures = writer.put(files)
             self.shortfalls.update(writer.shortfalls)
             return failures

@@ -2,10 +2,12 @@
 
 A new file has no name at all (``O_TMPFILE``) until it is linked to its own; what replaces something is
 given a temporary name beside it and renamed over it.  Where the file system cannot hold nameless files
-the temporary name comes first.
+the temporary name comes first.  A restore may make a file under a name that is free (docs/adr/0017): until
+it is whole its mode is ``MAKING``, by which anybody, and the next restore, can tell it.
 
 A crash leaves the old entry or the new one, and at worst a name that begins with
-``.mirrorkeep-part-``.  Nothing is made durable here.  Not here: what goes into the file.
+``.mirrorkeep-part-``, or a new file of mode ``MAKING``.  Nothing is made durable here.  Not here: what goes
+into the file.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import errno
 import itertools
 import os
 import stat as st
+import sys
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -24,6 +27,12 @@ from mirrorkeep.tree.metadata.posix import OPEN_ENTRY
 PART_PREFIX: Final = b".mirrorkeep-part-"
 """Names of files in the making; whatever begins so may be removed when nothing is running."""
 
+MAKING: Final = 0o1000
+"""Mode of a file that has its name and is not whole yet: nobody may read it, and the sticky bit, which means
+nothing on a file, tells it from the files of others."""
+
+_MARKS: Final = sys.platform == "linux"
+_NOT_IN_PLACE: Final = (errno.EEXIST, errno.EPERM, errno.EINVAL)
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 _UNNAMED: Final = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
@@ -43,14 +52,36 @@ class NewFile:
     ``mode`` is what it may be read by already, as far as the process's mask lets it: a file that needs a
     name from the beginning has 0600 until it is stamped.  Close it in every case; a file that was not
     published is then gone.
+
+    ``free_name`` is a name that may be free: then the file is made under it, with the mode ``MAKING``, which
+    the caller changes last, and ``status`` says what the new file is.  Else ``status`` is None.
     """
 
-    __slots__ = ("_dir_fd", "_temporary", "fd")
+    __slots__ = ("_dir_fd", "_named", "_temporary", "fd", "status")
 
-    def __init__(self, dir_fd: int, mode: int = 0o600) -> None:
+    def __init__(self, dir_fd: int, mode: int = 0o600, *, free_name: bytes | None = None) -> None:
         self._dir_fd = dir_fd
         self._temporary: bytes | None = None
-        self.fd = self._create(mode)
+        self._named: bytes | None = None
+        self.status: os.stat_result | None = None
+        fd = self._create_in_place(free_name) if free_name is not None and _MARKS else -1
+        self.fd = fd if fd >= 0 else self._create(mode)
+
+    def _create_in_place(self, name: bytes) -> int:
+        """Make the file under its own name; -1 where that is taken, or the mark is not kept."""
+        try:
+            fd = os.open(name, _CREATE, MAKING, dir_fd=self._dir_fd)
+        except OSError as error:
+            if error.errno in _NOT_IN_PLACE:
+                return -1
+            raise
+        status = os.fstat(fd)
+        if st.S_IMODE(status.st_mode) != MAKING:  # a file system without modes
+            os.close(fd)
+            discard(self._dir_fd, name)
+            return -1
+        self._named, self.status = name, status
+        return fd
 
     def _create(self, mode: int) -> int:
         if _UNNAMED:
@@ -72,6 +103,9 @@ class NewFile:
         With ``replace=False`` a name that is taken raises FileExistsError.  AlreadyExists when a
         directory is in the way.
         """
+        if self._named is not None:
+            self._named = None
+            return
         dir_fd = self._dir_fd
         if self._temporary is None:
             path = b"/proc/self/fd/%d" % self.fd
@@ -97,6 +131,8 @@ class NewFile:
         os.close(self.fd)
         if self._temporary is not None:
             discard(self._dir_fd, self._temporary)
+        if self._named is not None and _has(self._dir_fd, self._named, self.status):
+            discard(self._dir_fd, self._named)
 
 
 def rename_over(source_fd: int, source: bytes, target_fd: int, target: bytes) -> None:
@@ -146,6 +182,15 @@ def clean_directory(dir_fd: int, name: bytes) -> int:
         return len(leftover)
     finally:
         os.close(fd)
+
+
+def _has(dir_fd: int, name: bytes, status: os.stat_result | None) -> bool:
+    try:
+        return status is not None and os.path.samestat(
+            os.stat(name, dir_fd=dir_fd, follow_symlinks=False), status
+        )
+    except OSError:
+        return False
 
 
 def _clear(dir_fd: int, name: bytes) -> bool:

@@ -2,11 +2,12 @@
 
 Every change is whole or not there: content is checked before anything is written, a new file gets its
 metadata before its name, and what is replaced is replaced by one rename.  Directories, and links and
-nodes that are right already, are stamped in place.
+nodes that are right already, are stamped in place.  A restore's plain files take their names at once where
+these are free, and are marked until they are whole (``native_publish.MAKING``).
 
 A crash at any point leaves the old entry or the new one, and at worst names that begin with
-``.mirrorkeep-part-`` (see ``native_publish``, ``native_move``).  Nothing is made durable here: the
-caller ends its run with a ``syncfs``.
+``.mirrorkeep-part-`` or a new file so marked (see ``native_publish``, ``native_move``).  Nothing is made
+durable here: the caller ends its run with a ``syncfs``.
 
 Not here: large files (``native_transaction``), moves and copies (``native_move``), metadata
 (``metadata.posix``).
@@ -40,6 +41,7 @@ from mirrorkeep.tree.native_content import write_content
 from mirrorkeep.tree.native_move import Mover
 from mirrorkeep.tree.native_parents import Parents
 from mirrorkeep.tree.native_publish import (
+    MAKING,
     NewFile,
     clean_directory,
     discard,
@@ -75,9 +77,11 @@ class NativeWriter:
     ``shortfalls`` counts, by key, what could not be restored of entries that otherwise were.
     """
 
-    def __init__(self, root: bytes, *, set_owner: bool, case: CaseGuard) -> None:
+    def __init__(self, root: bytes, *, set_owner: bool, case: CaseGuard, in_place: bool = False) -> None:
+        """``in_place``: new plain files may be made under their own names, marked until they are whole."""
         self._root = root
         self._owner = set_owner
+        self._in_place = in_place
         self._case = case
         self._parents = Parents(root)
         self.shortfalls: Counter[bytes] = Counter()
@@ -154,13 +158,14 @@ class NativeWriter:
         dir_fd, name = self._place(record.path)
         flagged = keys.FLAGS in fields
         plain = is_plain(fields, owner=self._owner) and not self._parents.hands_down(record.path)
-        new = NewFile(dir_fd, record.mode & 0o777 if plain else 0o600)
+        in_place = plain and self._in_place and record.mode & 0o7777 not in (0, MAKING)
+        new = NewFile(dir_fd, record.mode & 0o777 if plain else 0o600, free_name=name if in_place else None)
         try:
             if flagged:
                 write_flags(new.fd, int(fields[keys.FLAGS], 16) & BEFORE_CONTENT)
             write_content(new.fd, data, fields.get(keys.SPARSE))
             if plain:
-                self._note(stamp_new(new.fd, fields, owner=self._owner))
+                self._note(stamp_new(new.fd, fields, owner=self._owner, status=new.status))
             else:
                 self._note(stamp(dir_fd, name, fields, owner=self._owner, fd=new.fd, protect=False))
             new.publish(name)

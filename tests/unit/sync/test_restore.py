@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from mirrorkeep.errors import PathRefused, StoreUnreachable
-from mirrorkeep.manifest.record import format_record
+from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync.restore import Fetch, RestoreWorker
+from mirrorkeep.tree import native_publish
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame
 
@@ -55,3 +58,72 @@ def test_a_store_that_does_not_answer_ends_the_restore(tmp_path: Path) -> None:
     worker = RestoreWorker(Master(StoreUnreachable(url="host", detail="gone")), NativeTree(str(tmp_path)))
     with pytest.raises(StoreUnreachable):
         worker(fetch([b"a", b"bad"]))
+
+
+def dated(path: bytes, mode: bytes = b"100644") -> bytes:
+    fields = {**parse_record(record(path)).fields, b"st_mtime": b"1000000000", b"st_mode": mode}
+    return format_record(path, fields)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", b"wrong"], ids=["empty", "part", "same-size"])
+def test_what_a_cut_off_restore_left_half_made_is_made_anew(tmp_path: Path, content: bytes) -> None:
+    worker = RestoreWorker(Master(PathRefused(path=b"bad", detail="no")), NativeTree(str(tmp_path)))
+    for name, mode in ((b"ours", native_publish.MAKING), (b"user", 0o600)):
+        target = tmp_path / name.decode()
+        target.write_bytes(content)  # newer than the record
+        target.chmod(mode)
+    names = [b"ours", b"user"]
+    done = worker(Fetch([(name, dated(name)) for name in names], [True, True], overwrite=False))
+    assert [(path, code) for path, code, _ in done.failures] == [(b"user", "newer_kept")]
+    assert (tmp_path / "ours").read_bytes() == b"ours"
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o644
+    assert (tmp_path / "user").read_bytes() == content
+
+
+def test_nothing_of_a_file_that_cannot_be_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "no room")
+
+    worker = RestoreWorker(Master(PathRefused(path=b"bad", detail="no")), NativeTree(str(tmp_path)))
+    monkeypatch.setattr(os, "pwrite", full)
+    done = worker(Fetch([(b"f", dated(b"f"))], [False], overwrite=False))
+    assert [(path, code) for path, code, _ in done.failures] == [(b"f", "no_space")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_modes_are_not_kept_a_file_has_no_name_before_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, real = [], os.open
+
+    def without_marks(path: bytes, flags: int, mode: int = 0o777, **named: int) -> int:
+        if flags & os.O_CREAT and mode == native_publish.MAKING:
+            opened.append(path)
+            mode = 0o755  # what such a file system shows for everything
+        return real(path, flags, mode, **named)
+
+    worker = RestoreWorker(Master(PathRefused(path=b"bad", detail="no")), NativeTree(str(tmp_path)))
+    monkeypatch.setattr(os, "open", without_marks)
+    seen: list[list[str]] = []
+    write = os.pwrite
+
+    def watched(fd: int, data: bytes, offset: int) -> int:
+        seen.append(os.listdir(tmp_path))
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", watched)
+    done = worker(Fetch([(b"f", dated(b"f"))], [False], overwrite=False))
+    assert not done.failures and (tmp_path / "f").read_bytes() == b"f"
+    assert opened == [b"f"] and seen == [[]]
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("mode", [b"101000", b"100000", b"104755", b"100600"])
+def test_a_new_file_has_its_own_mode_whatever_it_is(tmp_path: Path, mode: bytes) -> None:
+    worker = RestoreWorker(Master(PathRefused(path=b"bad", detail="no")), NativeTree(str(tmp_path)))
+    done = worker(Fetch([(b"f", dated(b"f", mode))], [False], overwrite=False))
+    assert not done.failures
+    status = (tmp_path / "f").stat()
+    assert (status.st_mode, status.st_mtime) == (int(mode, 8), 1000000000)

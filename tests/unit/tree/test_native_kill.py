@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.record import format_record
+from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.tree import native_publish
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Frame, Op
@@ -46,8 +48,16 @@ def record(path: bytes, data: bytes) -> bytes:
     )
 
 
-def run_and_die(root: Path, frames: list[Frame], step: int) -> bool:
-    """Apply ``frames`` in a child that dies before its call number ``step``; return whether it did."""
+def plain_record(path: bytes, data: bytes) -> Record:
+    fields = dict(parse_record(record(path, data)).fields)
+    del fields[keys.XATTR_PREFIX + b"user.note"]
+    return Record(path, fields)
+
+
+def run_and_die(
+    root: Path, frames: list[Frame], step: int, files: Sequence[tuple[Record, bytes]] = ()
+) -> bool:
+    """Apply ``frames``, or put ``files``, in a child that dies before call ``step``; say whether it did."""
     child = os.fork()
     if not child:
         left = [step]
@@ -64,7 +74,8 @@ def run_and_die(root: Path, frames: list[Frame], step: int) -> bool:
         try:
             for name in CALLS:
                 setattr(os, name, deadly(getattr(os, name)))
-            os._exit(1 if NativeTree(str(root)).apply(frames) else 0)
+            tree = NativeTree(str(root))
+            os._exit(1 if (tree.put(files) if files else tree.apply(frames)) else 0)
         except BaseException:
             os._exit(2)
     _, status = os.waitpid(child, 0)
@@ -122,3 +133,32 @@ def test_a_swap(tmp_path: Path) -> None:
             assert ((root / "a").read_bytes(), (root / "b").read_bytes()) == (NEW, OLD)
             return
     raise AssertionError("the swap never came to its end")
+
+
+@pytest.mark.parametrize("existing", [True, False], ids=["replaced", "new"])
+def test_a_restored_file_is_whole_or_marked(tmp_path: Path, existing: bool) -> None:
+    path = tmp_path / "file"
+    files = [(plain_record(b"file", NEW), NEW)]
+    seen, step = set(), 0
+    while True:
+        for leftover in tmp_path.iterdir():
+            leftover.unlink()
+        if existing:
+            path.write_bytes(OLD)
+        if not run_and_die(tmp_path, [], step, files):
+            break
+        if path.exists():
+            status = path.stat()
+            marked = stat.S_IMODE(status.st_mode) == native_publish.MAKING
+            seen.add("marked" if marked else "named")
+            assert not (marked and existing)
+            if not marked:
+                assert path.read_bytes() in ((OLD,) if existing else ()) + (NEW,)
+            if not marked and path.read_bytes() == NEW:
+                assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o640, 1234567890)
+        for leftover in tmp_path.iterdir():
+            assert leftover == path or leftover.name.startswith(".mirrorkeep-part-")
+        step += 1
+    assert path.read_bytes() == NEW
+    assert seen == ({"named"} if existing else {"named", "marked"})
+    assert sorted(tmp_path.iterdir()) == [path]

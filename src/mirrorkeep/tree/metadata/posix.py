@@ -252,19 +252,23 @@ def is_plain(fields: Mapping[bytes, bytes], *, owner: bool) -> bool:
     return fields.keys() <= _ONLY_STAT_KEYS and _mac is None and (owner or keys.UID not in fields)
 
 
-def stamp_new(fd: int, fields: Mapping[bytes, bytes], *, owner: bool) -> list[bytes]:
-    """Give a file that was made a moment ago owner, mode and times, in as few calls as it takes.
+def stamp_new(
+    fd: int, fields: Mapping[bytes, bytes], *, owner: bool, status: os.stat_result | None = None
+) -> list[bytes]:
+    """Give a file that was made a moment ago owner, times and mode, in as few calls as it takes; mode last.
 
     For fields that are plain, in a directory that hands nothing down: there is nothing to take away.
+    ``status`` is that of the new file, where the caller has it.
     Returns the keys that could not be restored; raises OSError when owner, mode or times are refused.
     """
-    now = os.fstat(fd)
+    now = os.fstat(fd) if status is None else status
     uid, gid = int(fields.get(keys.UID, b"-1")), int(fields.get(keys.GID, b"-1"))
     if owner and (uid not in (-1, now.st_uid) or gid not in (-1, now.st_gid)):
         os.chown(fd, uid, gid)
+    missed = _set_times(fd, fields)
     if keys.MODE in fields and (mode := int(fields[keys.MODE], 8) & 0o7777) != now.st_mode & 0o7777:
         os.chmod(fd, mode)
-    return _set_times(fd, fields)
+    return missed
 
 
 def _set_times(where: int | bytes, fields: Mapping[bytes, bytes]) -> list[bytes]:
