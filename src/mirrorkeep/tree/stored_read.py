@@ -41,6 +41,8 @@ from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
 READ_AHEAD: Final = 16
 """Files of one bundle that are open at once."""
+_ROOM_BYTES: Final = 256 * 1024
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 _KINDS = {
     stat_module.S_IFREG: keys.FILE,
     stat_module.S_IFDIR: keys.DIRECTORY,
@@ -186,21 +188,32 @@ def read_contents(
 ) -> Iterator[bytes | Failure]:
     """Yield the content of each file; see ``protocol.Master.contents``.
 
-    The disk is told of the next ``READ_AHEAD`` files while one is read: a snapshot that nobody looked at yet
-    is in no cache, and small files one by one leave a disk idle.  ``twin`` is the tree that a snapshot was
+    What lies in memory is read at once.  From the first file on that does not, the disk is told of the next
+    ``READ_AHEAD`` files while one is read: a snapshot that nobody looked at yet is in no cache, and small
+    files one by one leave a disk idle.  ``twin`` is the tree that a snapshot was
     taken of: a file that it still has, the same inode with the same times, is read there, where what a run
     has written is in memory.  Whoever reads compares with a digest, so that this is never trusted.
     """
     opened: deque[_Opened | Failure] = deque()
+    room = bytearray(_ROOM_BYTES)
     with ExitStack() as stack:
         directories = stack.enter_context(placement.directories())
         twins = stack.enter_context(twin.directories()) if twin is not None else None
         try:
             for index, path in enumerate(paths):
-                opened.append(_open_ahead(directories, twins, index, path))
+                one = _open_ahead(directories, twins, index, path)
                 directories.trim()
                 if twins is not None:
                     twins.trim()
+                if not opened and isinstance(one, _Opened):
+                    content = _read_now(one, room)
+                    if content is not None:
+                        os.close(one.fd)
+                        yield content
+                        continue
+                opened.append(one)
+                if isinstance(one, _Opened):
+                    os.posix_fadvise(one.fd, 0, 0, os.POSIX_FADV_WILLNEED)
                 if len(opened) > READ_AHEAD:
                     yield _take(opened.popleft())
             while opened:
@@ -228,15 +241,15 @@ def _open_ahead(
         parent, name = split_path(path)
         above = directories.get(parent).fd
         if twins is not None:
-            fd = _open_twin(twins, parent, name, os.stat(name, dir_fd=above, follow_symlinks=False))
+            status = os.stat(name, dir_fd=above, follow_symlinks=False)
+            fd = _open_twin(twins, parent, name, status)
         if fd < 0:
             fd = os.open(name, READ_FILE, dir_fd=above)
-        status = os.fstat(fd)
+            status = os.fstat(fd)
         if not stat_module.S_ISREG(status.st_mode):
             raise NotFound(what=path)
         if status.st_size > SMALL_FILE_BYTES:
             raise TooLarge(detail=f"{path!r}: {status.st_size} bytes do not travel in a bundle")
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
         return _Opened(index, path, fd, status.st_size)
     except (MirrorkeepError, OSError) as error:
         if fd >= 0:
@@ -261,6 +274,18 @@ def _open_twin(twins: Directories, parent: bytes, name: bytes, wanted: os.stat_r
 def _version(status: os.stat_result) -> tuple[int, int, int, int, int]:
     """Return what no write leaves as it was: whoever sets the times back changes the last of them."""
     return status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read_now(one: _Opened, room: bytearray) -> bytes | None:
+    """Return the whole content where it is in memory; None where it is not, or is not told."""
+    if not 0 < one.size_bytes <= len(room) or not _NOWAIT:
+        return None
+    view = memoryview(room)[: one.size_bytes]
+    try:
+        count = os.preadv(one.fd, (view,), 0, _NOWAIT)
+    except OSError:  # it would wait, or this file system cannot say; trouble shows when it is read in turn
+        return None
+    return bytes(view) if count == one.size_bytes else None
 
 
 def _take(one: _Opened | Failure) -> bytes | Failure:
