@@ -41,7 +41,7 @@ class Watch:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> StoredTree:
-    made = StoredTree(tmp_path)
+    made = StoredTree(str(tmp_path))
     assert made.apply([put(name, data) for name, data in zip(NAMES, CONTENTS, strict=True)]) == []
     return made
 
