@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -273,3 +274,14 @@ def test_generations_tell_a_fresh_snapshot_from_a_tree_that_moved_on(pool: Pool)
     pool.driver.make_durable(str(tree))
     assert (pool.driver.generation(str(tree)) or 0) > frozen
     assert pool.driver.generation(str(snapshot)) == frozen
+
+
+def test_the_storage_says_when_a_snapshot_was_taken(pool: Pool) -> None:
+    before = time.time_ns()
+    tree = pool.tree()
+    snapshot = pool.freeze(tree, "frozen")
+    taken = pool.driver.taken_ns(str(snapshot))
+    if pool.driver.generation(str(tree)) is None:
+        assert taken is None
+    else:
+        assert taken is not None and before - 10**8 <= taken <= time.time_ns()

@@ -89,7 +89,9 @@ def find_place(store: Store, address: Address) -> Place:
         # Opened without the cache of directories that a read-only tree keeps for every thread: the pieces
         # of one answer are read in several threads, and what those kept open nobody would close.
         alike = store.driver.capabilities.immutable_snapshots
-        tree = StoredTree(part.snapshot_root(address.snapshot), twin=part.tree() if alike else None)
+        root = part.snapshot_root(address.snapshot)
+        taken_ns = store.driver.taken_ns(root) if alike else None
+        tree = StoredTree(root, twin=part.tree() if alike else None, taken_ns=taken_ns)
     else:
         tree = part.tree() if part is not None else volume.plain_tree()
     prefix = part.path if part is not None else b""

@@ -86,6 +86,9 @@ class Driver(Protocol):
         """A number that grows whenever the (durable) tree changes and is equal for a tree and its fresh
         snapshot; None when the storage keeps none."""
 
+    def taken_ns(self, snapshot: str) -> int | None:
+        """When a snapshot was taken, by the storage's own note (ns); None when it keeps none."""
+
 
 NAMES: Final = ("btrfs", "zfs", "cephfs", "dir")
 

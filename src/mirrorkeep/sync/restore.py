@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from mirrorkeep.errors import MirrorkeepError, NotFound
+from mirrorkeep.errors import DigestMismatch, LengthMismatch, MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import Record, format_record, parse_record
@@ -40,6 +40,7 @@ from mirrorkeep.tree.walk import Directory, Siblings, walk
 from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES, MAX_BUNDLE_FRAMES, SMALL_FILE_BYTES
 
 MAX_BATCH: Final = 512
+_WRONG_CONTENT: Final = (DigestMismatch.code, LengthMismatch.code)
 
 
 @dataclass(slots=True)
@@ -133,15 +134,28 @@ class RestoreWorker:
     def _fetch_bundle(self, wanted: list[tuple[bytes, Record]], done: Fetched) -> None:
         received = self._master.contents([path for path, _ in wanted])
         files: list[tuple[Record, bytes]] = []
+        paths: list[bytes] = []
         for (path, record), content in zip(wanted, received, strict=True):
             if isinstance(content, Failure):
                 done.failures.append((path, content.code, content.detail))
             else:
                 done.read_bytes += len(content)
                 files.append((record, content))
+                paths.append(path)
         done.written += len(files)
         for failure in self._slave.put(files):
-            done.failures.append((failure.path, failure.code, failure.detail))
+            index = failure.index
+            if failure.code not in _WRONG_CONTENT or self._fetch_alone(paths[index], files[index][0], done):
+                done.failures.append((failure.path, failure.code, failure.detail))
+
+    def _fetch_alone(self, path: bytes, record: Record, done: Fetched) -> bool:
+        """Fetch what came wrong once more, from the snapshot itself; returns whether it stays so.
+
+        A bundle may be read in the tip, which may have changed in a way that nothing showed (ADR 0015).
+        """
+        content = self._master.read_range(path, 0, record.size)
+        done.read_bytes += len(content)
+        return bool(self._slave.put([(record, content)]))
 
 
 class Restore:

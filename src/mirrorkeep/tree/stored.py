@@ -30,6 +30,7 @@ from mirrorkeep.tree.stored_read import (
     read_range,
     walk_tree,
 )
+from mirrorkeep.tree.stored_twin import Twin
 from mirrorkeep.tree.transaction import StoredTransaction, begin_transaction
 
 __all__ = ["Finding", "StagedFile", "StoredEntry", "StoredTransaction", "StoredTree"]
@@ -46,18 +47,19 @@ class StoredTree:
         set_owner: bool | None = None,
         shared_inodes: bool = False,
         twin: StoredTree | None = None,
+        taken_ns: int | None = None,
     ) -> None:
         """Open the tree at ``root``; raises NotFound.
 
         ``read_only`` refuses writes and keeps directories open between calls (nothing moves in a
         snapshot).  ``set_owner=None`` sets owners as root only.  ``shared_inodes`` says that snapshots
         share inodes with this tree: no inode is then changed in place (design, trap 11).  ``twin`` is the
-        tree that this one is a snapshot of, inode by inode: see :meth:`contents`.
+        tree that this one is a snapshot of, inode by inode, taken at ``taken_ns``: see :meth:`contents`.
         """
-        self._twin = twin
         self.placement = Placement(
             root, read_only=read_only, set_owner=set_owner, shared_inodes=shared_inodes
         )
+        self._twin = Twin(twin.placement, taken_ns) if twin is not None else None
 
     def close(self) -> None:
         """Close the tree's descriptors; it cannot be used afterwards."""
@@ -100,7 +102,7 @@ class StoredTree:
 
     def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
         """Yield the content of each small file; see ``protocol.Master``."""
-        return read_contents(self.placement, paths, self._twin.placement if self._twin else None)
+        return read_contents(self.placement, paths, self._twin)
 
     def read_range(self, path: bytes, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` of a file; raises NotFound, StorageFailure."""

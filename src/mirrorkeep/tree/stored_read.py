@@ -37,6 +37,7 @@ from mirrorkeep.tree.placement import READ_FILE, Placement, is_node
 from mirrorkeep.tree.protocol import Failure, Frame, Op
 from mirrorkeep.tree.sidecar import Sidecar
 from mirrorkeep.tree.stored_names import list_names
+from mirrorkeep.tree.stored_twin import Twin, TwinReader
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
 READ_AHEAD: Final = 16
@@ -184,21 +185,22 @@ def _unrecorded(directory: Directory, name: bytes, path: bytes) -> Frame:
 
 
 def read_contents(
-    placement: Placement, paths: Sequence[bytes], twin: Placement | None = None
+    placement: Placement, paths: Sequence[bytes], twin: Twin | None = None
 ) -> Iterator[bytes | Failure]:
     """Yield the content of each file; see ``protocol.Master.contents``.
 
     What lies in memory is read at once.  From the first file on that does not, the disk is told of the next
     ``READ_AHEAD`` files while one is read: a snapshot that nobody looked at yet is in no cache, and small
-    files one by one leave a disk idle.  ``twin`` is the tree that a snapshot was
-    taken of: a file that it still has, the same inode with the same times, is read there, where what a run
-    has written is in memory.  Whoever reads compares with a digest, so that this is never trusted.
+    files one by one leave a disk idle.  A file that ``twin`` still has is read there, where what a run has
+    written is in memory.  Whoever reads compares with a digest, so that this is never trusted.
     """
     opened: deque[_Opened | Failure] = deque()
     room = bytearray(_ROOM_BYTES)
     with ExitStack() as stack:
         directories = stack.enter_context(placement.directories())
-        twins = stack.enter_context(twin.directories()) if twin is not None else None
+        twins = None
+        if twin is not None:
+            twins = TwinReader(stack.enter_context(twin.placement.directories()), twin.taken_ns)
         try:
             for index, path in enumerate(paths):
                 one = _open_ahead(directories, twins, index, path)
@@ -234,17 +236,19 @@ class _Opened(NamedTuple):
 
 
 def _open_ahead(
-    directories: Directories, twins: Directories | None, index: int, path: bytes
+    directories: Directories, twins: TwinReader | None, index: int, path: bytes
 ) -> _Opened | Failure:
     fd = -1
     try:
         parent, name = split_path(path)
-        above = directories.get(parent).fd
-        if twins is not None:
-            status = os.stat(name, dir_fd=above, follow_symlinks=False)
-            fd = _open_twin(twins, parent, name, status)
-        if fd < 0:
-            fd = os.open(name, READ_FILE, dir_fd=above)
+        found = twins.untouched(parent, name) if twins is not None else None
+        if found is None and twins is not None:
+            wanted = os.stat(name, dir_fd=directories.get(parent).fd, follow_symlinks=False)
+            found = twins.same(parent, name, wanted)
+        if found is not None:
+            fd, status = found
+        else:
+            fd = os.open(name, READ_FILE, dir_fd=directories.get(parent).fd)
             status = os.fstat(fd)
         if not stat_module.S_ISREG(status.st_mode):
             raise NotFound(what=path)
@@ -255,25 +259,6 @@ def _open_ahead(
         if fd >= 0:
             os.close(fd)
         return _failure(index, path, error)
-
-
-def _open_twin(twins: Directories, parent: bytes, name: bytes, wanted: os.stat_result) -> int:
-    """Open the same file in the other tree; -1 where it has another, or changed it since."""
-    fd = -1
-    try:
-        fd = os.open(name, READ_FILE, dir_fd=twins.get(parent).fd)
-        if _version(os.fstat(fd)) == _version(wanted):
-            return fd
-    except (MirrorkeepError, OSError):
-        pass
-    if fd >= 0:
-        os.close(fd)
-    return -1
-
-
-def _version(status: os.stat_result) -> tuple[int, int, int, int, int]:
-    """Return what no write leaves as it was: whoever sets the times back changes the last of them."""
-    return status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_now(one: _Opened, room: bytearray) -> bytes | None:

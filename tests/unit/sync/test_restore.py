@@ -127,3 +127,32 @@ def test_a_new_file_has_its_own_mode_whatever_it_is(tmp_path: Path, mode: bytes)
     assert not done.failures
     status = (tmp_path / "f").stat()
     assert (status.st_mode, status.st_mtime) == (int(mode, 8), 1000000000)
+
+
+class Stale(Master):
+    """Gives old content in bundles, as a tip that changed unnoticed would; the file itself is good."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self._whole = whole
+        self.alone: list[bytes] = []
+
+    def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+        for path in paths:
+            yield {b"stale": b"STALE", b"short": b"sh"}.get(path, path)
+
+    def read_range(self, path: bytes, start: int, end: int) -> bytes:
+        self.alone.append(path)
+        return path[start:end] if self._whole else b"wrong"[start:end]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_wrong_content_is_asked_for_once_more_by_itself(tmp_path: Path, whole: bool) -> None:
+    master = Stale(whole=whole)
+    names = [b"a", b"stale", b"b", b"short"]
+    done = RestoreWorker(master, NativeTree(str(tmp_path)))(fetch(names))
+    assert master.alone == [b"stale", b"short"]
+    good = names if whole else [b"a", b"b"]
+    assert sorted(path.name.encode() for path in tmp_path.iterdir()) == sorted(good)
+    assert all((tmp_path / name.decode()).read_bytes() == name for name in good)
+    wrong = [] if whole else [(b"stale", "digest_mismatch"), (b"short", "length_mismatch")]
+    assert [(path, code) for path, code, _ in done.failures] == wrong

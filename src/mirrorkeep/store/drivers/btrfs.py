@@ -297,6 +297,10 @@ class BtrfsDriver:
         with storage_errors(tree):
             return subvolume.generation(tree)
 
+    def taken_ns(self, snapshot: str) -> int | None:
+        with storage_errors(snapshot):
+            return subvolume.made_ns(snapshot)
+
 
 def file_system_of(path: str) -> str:
     """Return the type of the file system that holds ``path`` (or its nearest existing parent)."""

@@ -118,6 +118,9 @@ class DirDriver:
     def generation(self, tree: str) -> int | None:
         return None
 
+    def taken_ns(self, snapshot: str) -> int | None:
+        return None
+
 
 def _making_name(target: str) -> str:
     """Return where a snapshot is made: beside its place, where another part's snapshot can never lie."""

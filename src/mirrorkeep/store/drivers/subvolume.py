@@ -35,6 +35,9 @@ _ROOT_TREE: Final = 1
 _ROOT_ITEM: Final = 132
 _GENERATION_OFFSET: Final = 160
 """Of ``btrfs_root_item``: behind the inode item, the transaction that last changed the tree."""
+_MADE_OFFSET: Final = 339
+"""Of the same: ``otime``, seconds and nanoseconds."""
+_TIME: Final = struct.Struct("<QI")
 _TOP_INODE: Final = 256
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX: Final = (1 << 64) - 1
@@ -93,14 +96,28 @@ def generation(path: str) -> int:
     A snapshot and the tree it was taken of are equal in this number until either changes.
     Raises OSError.
     """
+    (number,) = struct.unpack_from("<Q", _root_item(path), _GENERATION_OFFSET)
+    return int(number)
+
+
+def made_ns(path: str) -> int:
+    """Return when the subvolume that holds ``path`` was made, a snapshot: taken (ns; root only).
+
+    Raises OSError.
+    """
+    seconds, ns = _TIME.unpack_from(_root_item(path), _MADE_OFFSET)
+    return int(seconds) * 1_000_000_000 + int(ns)
+
+
+def _root_item(path: str) -> bytes:
     fd = os.open(path, _DIRECTORY)
     try:
-        return _generation_of(fd, identity(fd))
+        return _search_root_item(fd, identity(fd))
     finally:
         os.close(fd)
 
 
-def _generation_of(fd: int, tree_id: int) -> int:
+def _search_root_item(fd: int, tree_id: int) -> bytes:
     # A root item's key is (id, ROOT_ITEM, transaction of its creation): search every third part.
     key = _SEARCH_KEY.pack(
         _ROOT_TREE, tree_id, tree_id, 0, _MAX, 0, _MAX, _ROOT_ITEM, _ROOT_ITEM, 1, 0, 0, 0, 0, 0
@@ -110,6 +127,4 @@ def _generation_of(fd: int, tree_id: int) -> int:
     found = struct.unpack_from("<I", buffer, 64)[0]
     if not found:
         raise FileNotFoundError(2, "the subvolume has no root item")
-    item = _SEARCH_KEY.size + _SEARCH_HEAD.size
-    (number,) = struct.unpack_from("<Q", buffer, item + _GENERATION_OFFSET)
-    return int(number)
+    return bytes(buffer[_SEARCH_KEY.size + _SEARCH_HEAD.size :])
