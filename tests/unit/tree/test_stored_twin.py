@@ -101,6 +101,7 @@ def test_a_folder_that_took_the_place_of_another_is_not_its_twin(pair: Pair) -> 
     os.rename(pair.root / "e", pair.root / "d")
     assert pair.contents(dated=True) == [b"old " + path for path in PATHS]
     assert pair.taken == 0
+    pair.dated.close()
     pair.dated = StoredTree(str(pair.root.parent / "snapshot"), twin=pair.tip, taken_ns=late)
     assert pair.contents(dated=True) == [b"other"] * len(
         PATHS
@@ -111,6 +112,7 @@ def test_what_was_written_around_the_snapshot_is_looked_at(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken_ns = subvolume.made_ns(str(pair.root.parent / "snapshot"))
+    pair.dated.close()
     pair.dated = StoredTree(str(pair.root.parent / "snapshot"), twin=pair.tip, taken_ns=taken_ns)
     looked: list[bytes] = []
     real = stored_twin.TwinReader.same
