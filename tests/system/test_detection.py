@@ -427,9 +427,7 @@ def test_a_tree_forty_times_as_large_that_did_not_change_costs_no_more_requests_
         watched.sync("--no-snapshot")
         watched.sync("--no-snapshot")
         peak = 0
-        for _ in range(
-            5
-        ):  # a run this short may end before its memory was looked at, or all of it was in use
+        for _ in range(5):  # a run this short may end before all that it used was looked at
             taken = watched.measured_sync(tmp_path / "out")
             peak = max(peak, taken.client_peak_bytes)
         wire = sum(one.received_bytes + one.sent_bytes for one in watched.asked)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from mirrorkeep.errors import BadUsage, GenerationConflict, NotFound, PathRefused, ReadOnly
 from mirrorkeep.server.address import Address, quote_path
@@ -90,8 +91,8 @@ def find_place(store: Store, address: Address) -> Place:
         # of one answer are read in several threads, and what those kept open nobody would close.
         alike = store.driver.capabilities.immutable_snapshots
         root = part.snapshot_root(address.snapshot)
-        taken_ns = store.driver.taken_ns(root) if alike else None
-        tree = StoredTree(root, twin=part.tree() if alike else None, taken_ns=taken_ns)
+        twin = part.tree() if alike else None
+        tree = StoredTree(root, twin=twin, taken_ns=partial(store.driver.taken_ns, root))
     else:
         tree = part.tree() if part is not None else volume.plain_tree()
     prefix = part.path if part is not None else b""

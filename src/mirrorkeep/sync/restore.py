@@ -18,10 +18,9 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 
-from mirrorkeep.errors import DigestMismatch, LengthMismatch, MirrorkeepError, NotFound
+from mirrorkeep.errors import MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import Record, format_record, parse_record
@@ -30,34 +29,17 @@ from mirrorkeep.sync.compare import pair
 from mirrorkeep.sync.options import RunResult
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.progress import Reporter
-from mirrorkeep.sync.restore_large import Fetched, LargeFetch, note, settle_present
+from mirrorkeep.sync.restore_large import Fetched
+from mirrorkeep.sync.restore_worker import Fetch, Place, RestoreWorker
 from mirrorkeep.sync.workers import Completed, Handler, WorkerPool
 from mirrorkeep.tree.client import StoreClient
 from mirrorkeep.tree.native import NativeTree
-from mirrorkeep.tree.protocol import Failure, Frame, Master, Op
+from mirrorkeep.tree.protocol import Frame, Master, Op
 from mirrorkeep.tree.remote import RemoteTree
 from mirrorkeep.tree.walk import Directory, Siblings, walk
-from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES, MAX_BUNDLE_FRAMES, SMALL_FILE_BYTES
+from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES, MAX_BUNDLE_FRAMES
 
 MAX_BATCH: Final = 512
-_WRONG_CONTENT: Final = (DigestMismatch.code, LengthMismatch.code)
-
-
-@dataclass(slots=True)
-class Fetch:
-    """Order: bring these entries (path on the store, record for the destination) over."""
-
-    wanted: list[tuple[bytes, bytes]]
-    present: list[bool]
-    """Whether the destination has something there that may be the same already."""
-    overwrite: bool
-
-
-@dataclass(slots=True)
-class Place:
-    """Order: carry out these frames in the destination."""
-
-    frames: list[Frame]
 
 
 class RestoreSource(Protocol):
@@ -90,72 +72,6 @@ class SnapshotSource:
     def master(self) -> RemoteTree:
         """Return the snapshot's tree."""
         return RemoteTree(self._client, snapshot=self.name)
-
-
-class RestoreWorker:
-    """Fetches and writes; one a worker thread."""
-
-    def __init__(self, master: Master, slave: NativeTree, seed: NativeTree | None = None) -> None:
-        self._master = master
-        self._slave = slave
-        self._large = LargeFetch(master, slave, seed)
-
-    def __call__(self, order: Fetch | Place) -> Fetched:
-        """Carry out one order."""
-        done = Fetched()
-        if isinstance(order, Place):
-            note(self._slave.apply(order.frames), order.frames, done)
-            return done
-        small: list[tuple[bytes, Record]] = []
-        for (path, line), present in zip(order.wanted, order.present, strict=True):
-            record = parse_record(line, check=False)
-            if record.size > SMALL_FILE_BYTES:
-                self._large.bring(path, record, line, done, present=present, overwrite=order.overwrite)
-            elif not (present and settle_present(self._slave, record, line, done, overwrite=order.overwrite)):
-                small.append((path, record))
-        if small:
-            self._fetch_small(small, done)
-        return done
-
-    def _fetch_small(self, wanted: list[tuple[bytes, Record]], done: Fetched) -> None:
-        """Fetch a bundle; one entry that the store refuses does not take the others with it."""
-        try:
-            self._fetch_bundle(wanted, done)
-        except MirrorkeepError as error:
-            if error.code in ABORTING:
-                raise
-            if len(wanted) == 1:
-                done.failures.append((wanted[0][0], error.code, str(error)))
-                return
-            middle = len(wanted) // 2
-            self._fetch_small(wanted[:middle], done)
-            self._fetch_small(wanted[middle:], done)
-
-    def _fetch_bundle(self, wanted: list[tuple[bytes, Record]], done: Fetched) -> None:
-        received = self._master.contents([path for path, _ in wanted])
-        files: list[tuple[Record, bytes]] = []
-        paths: list[bytes] = []
-        for (path, record), content in zip(wanted, received, strict=True):
-            if isinstance(content, Failure):
-                done.failures.append((path, content.code, content.detail))
-            else:
-                done.read_bytes += len(content)
-                files.append((record, content))
-                paths.append(path)
-        done.written += len(files)
-        for failure in self._slave.put(files):
-            index = failure.index
-            if failure.code not in _WRONG_CONTENT or self._fetch_alone(paths[index], files[index][0], done):
-                done.failures.append((failure.path, failure.code, failure.detail))
-
-    def _fetch_alone(self, path: bytes, record: Record, done: Fetched) -> bool:
-        """Fetch what came wrong once more, from the snapshot itself; returns whether it stays so.
-
-        A bundle may be read in the tip, which may have changed in a way that nothing showed (ADR 0015).
-        """
-        content = self._master.read_range(path, 0, record.size)
-        done.read_bytes += len(content)
-        return bool(self._slave.put([(record, content)]))
 
 
 class Restore:

@@ -158,6 +158,7 @@ class NativeWriter:
         dir_fd, name = self._place(record.path)
         flagged = keys.FLAGS in fields
         plain = is_plain(fields, owner=self._owner) and not self._parents.hands_down(record.path)
+        # A record without a mode would never take the mark off.
         in_place = plain and self._in_place and record.mode & 0o7777 not in (0, MAKING)
         new = NewFile(dir_fd, record.mode & 0o777 if plain else 0o600, free_name=name if in_place else None)
         try:

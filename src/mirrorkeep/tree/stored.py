@@ -21,11 +21,11 @@ from mirrorkeep.tree.protocol import Failure, Frame
 from mirrorkeep.tree.sidecar import Sidecar
 from mirrorkeep.tree.stored_apply import Application, Turn
 from mirrorkeep.tree.stored_check import Finding, check_entry
+from mirrorkeep.tree.stored_contents import read_contents
 from mirrorkeep.tree.stored_plain import StagedFile
 from mirrorkeep.tree.stored_read import (
     StoredEntry,
     actual_records,
-    read_contents,
     read_frames,
     read_range,
     walk_tree,
@@ -47,14 +47,15 @@ class StoredTree:
         set_owner: bool | None = None,
         shared_inodes: bool = False,
         twin: StoredTree | None = None,
-        taken_ns: int | None = None,
+        taken_ns: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Open the tree at ``root``; raises NotFound.
 
         ``read_only`` refuses writes and keeps directories open between calls (nothing moves in a
         snapshot).  ``set_owner=None`` sets owners as root only.  ``shared_inodes`` says that snapshots
         share inodes with this tree: no inode is then changed in place (design, trap 11).  ``twin`` is the
-        tree that this one is a snapshot of, inode by inode, taken at ``taken_ns``: see :meth:`contents`.
+        tree that this one is a snapshot of, inode by inode, and ``taken_ns`` says since when, which is asked
+        only where it counts: see :meth:`contents`.
         """
         self.placement = Placement(
             root, read_only=read_only, set_owner=set_owner, shared_inodes=shared_inodes

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -23,10 +24,10 @@ SLACK_NS: Final = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """The tree that a snapshot was taken of, and when (ns; None: not known)."""
+    """The tree that a snapshot was taken of, and a way to ask when (ns; None: not known)."""
 
     placement: Placement
-    taken_ns: int | None
+    taken_ns: Callable[[], int | None]
 
 
 class Found(NamedTuple):
@@ -39,68 +40,57 @@ class Found(NamedTuple):
 class TwinReader:
     """Finds files in the other tree; for one call."""
 
-    def __init__(self, directories: Directories, taken_ns: int | None) -> None:
+    def __init__(self, directories: Directories, snapshot: Directories, taken_ns: int | None) -> None:
+        """Look in ``directories`` for what ``snapshot`` has."""
         self._directories = directories
+        self._snapshot = snapshot
         self._before_ns = 0 if taken_ns is None else taken_ns - SLACK_NS
-        self._settled: dict[bytes, bool] = {}
+        self._same_folder: dict[bytes, bool] = {}
 
     def untouched(self, parent: bytes, name: bytes) -> Found | None:
-        """Open the file if neither it nor a folder on its way was changed, moved or made since the snapshot.
+        """Open the file if its folder is the snapshot's and it was not changed, moved or made since then.
 
-        Then it is the snapshot's, which need not be looked at: every change sets the inode change time, which
-        nobody can set back (but a clock that is).
+        Then it is the snapshot's, which need not be looked at: every change, of the name too, sets the inode
+        change time, which nobody can set back (but a clock that is).
         """
-        if not self._before_ns:
-            return None
-        found = None
+        before_ns = self._before_ns
         try:
-            if self._is_settled(parent):
-                found = self._open(parent, name)
-                if stat_module.S_ISREG(found.status.st_mode) and found.status.st_ctime_ns < self._before_ns:
-                    return found
+            if not before_ns or not self._is_same_folder(parent):
+                return None
         except (MirrorkeepError, OSError):
-            pass
-        if found is not None:
-            os.close(found.fd)
-        return None
+            return None
+        return self._open_if(
+            parent, name, lambda found: stat_module.S_ISREG(found.st_mode) and found.st_ctime_ns < before_ns
+        )
 
     def same(self, parent: bytes, name: bytes, wanted: os.stat_result) -> Found | None:
         """Open the file if it is the very one that the snapshot has."""
-        try:
-            found = self._open(parent, name)
-        except (MirrorkeepError, OSError):
-            return None
-        if _version(found.status) == _version(wanted):
-            return found
-        os.close(found.fd)
-        return None
+        return self._open_if(parent, name, lambda found: _version(found) == _version(wanted))
 
     def trim(self) -> None:
         """Close directories beyond the cache."""
         self._directories.trim()
 
-    def _open(self, parent: bytes, name: bytes) -> Found:
-        fd = os.open(name, READ_FILE, dir_fd=self._directories.get(parent).fd)
+    def _open_if(self, parent: bytes, name: bytes, fits: Callable[[os.stat_result], bool]) -> Found | None:
+        fd = -1
         try:
-            return Found(fd, os.fstat(fd))
-        except OSError:
+            fd = os.open(name, READ_FILE, dir_fd=self._directories.get(parent).fd)
+            status = os.fstat(fd)
+            if fits(status):
+                return Found(fd, status)
+        except (MirrorkeepError, OSError):
+            pass
+        if fd >= 0:
             os.close(fd)
-            raise
+        return None
 
-    def _is_settled(self, parent: bytes) -> bool:
-        """Say whether no folder from the root to ``parent`` was changed since."""
-        known = self._settled.get(parent)
-        if known is not None:
-            return known
-        good, path = True, b""
-        for step in (b"", *parent.split(b"/")) if parent else (b"",):
-            path = path + b"/" + step if path else step
-            known = self._settled.get(path)
-            if known is None:
-                known = good and os.fstat(self._directories.get(path).fd).st_ctime_ns < self._before_ns
-                self._settled[path] = known
-            good = good and known
-        return good
+    def _is_same_folder(self, path: bytes) -> bool:
+        """Say whether both have the same folder at ``path``, wherever it or those above it have been."""
+        known = self._same_folder.get(path)
+        if known is None:
+            here, there = self._directories.get(path).fd, self._snapshot.get(path).fd
+            known = self._same_folder[path] = os.fstat(here).st_ino == os.fstat(there).st_ino
+        return known
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int, int, int]:

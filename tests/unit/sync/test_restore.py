@@ -12,7 +12,7 @@ import pytest
 
 from mirrorkeep.errors import PathRefused, StoreUnreachable
 from mirrorkeep.manifest.record import format_record, parse_record
-from mirrorkeep.sync.restore import Fetch, RestoreWorker
+from mirrorkeep.sync.restore_worker import Fetch, RestoreWorker
 from mirrorkeep.tree import native_publish
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame
@@ -154,5 +154,6 @@ def test_wrong_content_is_asked_for_once_more_by_itself(tmp_path: Path, whole: b
     good = names if whole else [b"a", b"b"]
     assert sorted(path.name.encode() for path in tmp_path.iterdir()) == sorted(good)
     assert all((tmp_path / name.decode()).read_bytes() == name for name in good)
-    wrong = [] if whole else [(b"stale", "digest_mismatch"), (b"short", "length_mismatch")]
+    wrong = [] if whole else [(b"stale", "digest_mismatch"), (b"short", "digest_mismatch")]
+    assert done.written == len(good)
     assert [(path, code) for path, code, _ in done.failures] == wrong

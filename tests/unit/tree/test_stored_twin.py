@@ -29,24 +29,32 @@ class Pair:
         time.sleep(0.05)  # so that the clock has moved on and what follows has times of its own
         subvolume.snapshot(str(self.root), str(mount / "snapshot"))
         self.snapshot = StoredTree(str(mount / "snapshot"), twin=self.tip)
-        taken_ns = subvolume.made_ns(str(mount / "snapshot"))
-        self.dated = StoredTree(
-            str(mount / "snapshot"), twin=self.tip, taken_ns=taken_ns + stored_twin.SLACK_NS
-        )
+        self.dated = StoredTree(str(mount / "snapshot"), twin=self.tip, taken_ns=self._taken_ns)
+        self.date(stored_twin.SLACK_NS)
         self.taken = 0
+        self.looked: list[object] = []
         for name in ("untouched", "same"):
             self._count(monkeypatch, name, getattr(stored_twin.TwinReader, name))
+
+    def date(self, later_ns: int) -> None:
+        """Have the snapshot taken so much later than it was."""
+        self._later_ns = later_ns
+
+    def _taken_ns(self) -> int:
+        return subvolume.made_ns(str(self.root.parent / "snapshot")) + self._later_ns
 
     def _count(self, monkeypatch: pytest.MonkeyPatch, name: str, real: Callable[..., object]) -> None:
         def counted(*arguments: object) -> object:
             found = real(*arguments)
             self.taken += found is not None
+            if name == "same":
+                self.looked.append(arguments[2])
             return found
 
         monkeypatch.setattr(stored_twin.TwinReader, name, counted)
 
     def contents(self, *, dated: bool = False) -> list[object]:
-        self.taken = 0
+        self.taken, self.looked = 0, []
         return list((self.dated if dated else self.snapshot).contents(PATHS))
 
 
@@ -86,41 +94,35 @@ def test_a_tip_that_lost_the_folder_is_passed_by(pair: Pair, dated: bool) -> Non
     assert pair.taken == 0
 
 
-def test_an_untouched_file_is_not_looked_at_in_the_snapshot(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stored_twin.TwinReader, "same", lambda *_: pytest.fail("it was looked at"))
+def test_an_untouched_file_is_not_looked_at_in_the_snapshot(pair: Pair) -> None:
     assert pair.contents(dated=True) == [b"old " + path for path in PATHS]
-    assert pair.taken == len(PATHS)
+    assert (pair.taken, pair.looked) == (len(PATHS), [])
 
 
 def test_a_folder_that_took_the_place_of_another_is_not_its_twin(pair: Pair) -> None:
     pair.tip.apply([directory(b"e"), *(put(b"e" + path[1:], b"other") for path in PATHS)])
-    late = subvolume.made_ns(str(pair.root.parent / "snapshot")) + 3600 * 10**9
+    pair.date(3600 * 10**9)
     os.rename(pair.root / "d", pair.root / "x")
     os.rename(pair.root / "e", pair.root / "d")
     assert pair.contents(dated=True) == [b"old " + path for path in PATHS]
     assert pair.taken == 0
-    pair.dated.close()
-    pair.dated = StoredTree(str(pair.root.parent / "snapshot"), twin=pair.tip, taken_ns=late)
-    assert pair.contents(dated=True) == [b"other"] * len(
-        PATHS
-    )  # what a clock set back would do: see the client
 
 
-def test_what_was_written_around_the_snapshot_is_looked_at(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken_ns = subvolume.made_ns(str(pair.root.parent / "snapshot"))
-    pair.dated.close()
-    pair.dated = StoredTree(str(pair.root.parent / "snapshot"), twin=pair.tip, taken_ns=taken_ns)
-    looked: list[bytes] = []
-    real = stored_twin.TwinReader.same
-
-    def seen(reader: stored_twin.TwinReader, parent: bytes, name: bytes, wanted: os.stat_result) -> object:
-        looked.append(name)
-        return real(reader, parent, name, wanted)
-
-    monkeypatch.setattr(stored_twin.TwinReader, "same", seen)
+def test_a_folder_in_which_something_else_changed_is_still_the_same(pair: Pair) -> None:
+    pair.tip.apply([put(b"d/new", b"new"), put(b"other", b"new")])
     assert pair.contents(dated=True) == [b"old " + path for path in PATHS]
-    assert len(looked) == len(PATHS)
+    assert pair.looked == []
+
+
+def test_a_clock_that_was_set_back_can_show_what_is_new(pair: Pair) -> None:
+    """The client notices by the digest, and asks for the file in the snapshot."""
+    pair.date(3600 * 10**9)
+    pair.tip.apply([put(PATHS[0], b"new")])
+    assert pair.contents(dated=True) == [b"new", *(b"old " + path for path in PATHS[1:])]
+    assert pair.snapshot.read_range(PATHS[0], 0, 100) == b"old " + PATHS[0]
+
+
+def test_what_was_written_around_the_snapshot_is_looked_at(pair: Pair) -> None:
+    pair.date(0)
+    assert pair.contents(dated=True) == [b"old " + path for path in PATHS]
+    assert len(pair.looked) == len(PATHS)
