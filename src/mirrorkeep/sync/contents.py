@@ -25,10 +25,11 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+from mirrorkeep.manifest.peek import digest_of
 from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.manifest.spill import SpilledList, SpilledSort
 from mirrorkeep.sync.journal import Item
-from mirrorkeep.sync.orders import Wanted, digest_of_line
+from mirrorkeep.sync.orders import Wanted
 from mirrorkeep.tree.walk import STAT
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
@@ -109,7 +110,7 @@ class ContentIndex:
         number = self._first(key)
         while (row := self._row(number)).startswith(key):
             line = self._line(_ROW.unpack(row)[2])
-            if digest_of_line(line) == digest:
+            if digest_of(line) == digest:
                 return parse_record(line, check=False).path
             number += 1
         return b""

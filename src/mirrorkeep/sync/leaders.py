@@ -11,10 +11,10 @@ import os
 import stat
 
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import digest_of
 from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.sync.journal import Item, Journal
 from mirrorkeep.sync.links import LinkTable
-from mirrorkeep.sync.orders import digest_of_line
 from mirrorkeep.tree.walk import STAT
 
 
@@ -56,7 +56,7 @@ class Leaders:
             except OSError:
                 continue
             if found.st_ino == inode and b",hard_link=" not in line:
-                self._table.adopt(found.st_dev, inode, path, digest_of_line(line))
+                self._table.adopt(found.st_dev, inode, path, digest_of(line))
 
     def lose(self, line: bytes) -> None:
         """Take note of a record that goes: others, which nothing tells to be looked at, may lead to it.
@@ -87,7 +87,7 @@ class Leaders:
         """Remember the digest of what was brought over, if the file has other names."""
         _, _, _, links, _, _, _, inode, _ = STAT.unpack_from(item.blob)
         if links > 1 and not item.directory:
-            self._table.note_digest(self._device(item.path), inode, digest_of_line(line))
+            self._table.note_digest(self._device(item.path), inode, digest_of(line))
 
     def digest(self, item: Item) -> bytes:
         """Return the digest of the content that a hard link leads to; nothing when it was not brought."""

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from mirrorkeep.tree.protocol import Failure, Frame
 
-_HASH: Final = re.compile(rb",hash=([0-9a-f]+),")
 _UNTIMED: Final = re.compile(rb",(?:st_atime|_internal_record_crc)=[^,]*")
 
 
@@ -100,12 +99,6 @@ class Report:
     read_bytes: int = 0
     sent_bytes: int = 0
     value: Any = None
-
-
-def digest_of_line(line: bytes) -> bytes:
-    """Return the content digest (hex) that a record names, or nothing."""
-    found = _HASH.search(line)
-    return found.group(1) if found else b""
 
 
 def same_facts(one: bytes, other: bytes) -> bool:

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from mirrorkeep.errors import MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import is_hard_link, kind_of, path_of, size_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList
@@ -37,9 +38,11 @@ from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Frame, Master, Op
 from mirrorkeep.tree.remote import RemoteTree
 from mirrorkeep.tree.walk import Directory, Siblings, walk
-from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES, MAX_BUNDLE_FRAMES
+from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES
 
 MAX_BATCH: Final = 512
+MAX_PLACED: Final = 256
+"""Links or directories in one order: few enough that the last ones keep every worker busy."""
 
 
 class RestoreSource(Protocol):
@@ -133,7 +136,9 @@ class Restore:
             self._place_all(iter(links), in_order=False)
             self._bring_leaderless()
             self._reporter.phase("directories")
-            self._place_all(_directory_frames(directories), in_order=True)
+            self._place_all((bytes([Op.DIRECTORY]) + line for line in directories), in_order=False)
+            # What is below comes first; only root still gets to it when those above have their modes.
+            self._place_all((bytes([Op.STAMP]) + line for line in directories), in_order=not _is_root())
         result = self.result
         result.status = "partial" if result.failed else "complete"
         result.seconds = time.monotonic() - started
@@ -145,29 +150,35 @@ class Restore:
 
     # --- the expected side -----------------------------------------------------------------------
 
-    def _expected(self, manifest: str) -> Iterator[tuple[bytes, tuple[bytes, bytes, Record]]]:
-        """Yield (path in the destination, (path on the store, line and record for the destination)).
+    def _expected(self, manifest: str) -> Iterator[tuple[bytes, tuple[bytes, bytes]]]:
+        """Yield (path in the destination, (path on the store, line for the destination)).
 
-        The reader has the lines covered by the hashes of the file: their CRCs say nothing more.
+        The reader has the lines covered by the hashes of the file: their CRCs say nothing more, and who
+        writes an entry parses its line.
         """
         with open(manifest, "rb") as stream:
-            for _, line in ManifestReader(stream).lines():
-                record = parse_record(line, check=False)
-                if not self._path:
-                    yield record.path, (record.path, line, record)
-                elif (inner := self._inside(record)) is not None:
-                    fields = dict(record.fields)
-                    leader = fields.pop(keys.HARD_LINK, None)
-                    if leader is not None and leader.startswith(self._path + b"/"):
-                        fields[keys.HARD_LINK] = leader[len(self._path) + 1 :]
-                    yield inner, (record.path, format_record(inner, fields), Record(inner, fields))
+            for _, lines in ManifestReader(stream).batches():
+                for line in lines:
+                    path = path_of(line)
+                    if not self._path:
+                        yield path, (path, line)
+                    elif (inner := self._inside(path, line)) is not None:
+                        yield inner, (path, self._moved(line, inner))
 
-    def _inside(self, record: Record) -> bytes | None:
-        if record.path == self._path:
-            return b"" if record.kind == keys.DIRECTORY else self._path.rpartition(b"/")[2]
-        if record.path.startswith(self._path + b"/"):
-            return record.path[len(self._path) + 1 :]
+    def _inside(self, path: bytes, line: bytes) -> bytes | None:
+        if path == self._path:
+            return b"" if kind_of(line) == keys.DIRECTORY else self._path.rpartition(b"/")[2]
+        if path.startswith(self._path + b"/"):
+            return path[len(self._path) + 1 :]
         return None
+
+    def _moved(self, line: bytes, inner: bytes) -> bytes:
+        """Return the line for the path ``inner``; a leader outside of what is restored is dropped."""
+        fields = parse_record(line, check=False).fields
+        leader = fields.pop(keys.HARD_LINK, None)
+        if leader is not None and leader.startswith(self._path + b"/"):
+            fields[keys.HARD_LINK] = leader[len(self._path) + 1 :]
+        return format_record(inner, fields)
 
     def _without_leaderless(
         self, task: Fetch | Place, failures: list[tuple[bytes, str, str]]
@@ -182,23 +193,24 @@ class Restore:
 
     def _entry(
         self,
-        expected: tuple[bytes, bytes, Record],
+        expected: tuple[bytes, bytes],
         present: bool,
         links: SpilledList,
         directories: SpilledList,
     ) -> None:
-        source, line, record = expected
+        line = expected[1]
         self.result.entries += 1
-        kind = record.kind
+        kind = kind_of(line)
         if kind == keys.DIRECTORY:
             directories.append(line)
-        elif kind == keys.FILE and keys.HARD_LINK in record.fields:
+        elif kind == keys.FILE and is_hard_link(line):
             links.append(bytes([Op.HARD_LINK]) + line)
         elif kind == keys.FILE:
-            self._batch.append((source, line))
+            size_bytes = size_of(line)
+            self._batch.append(expected)
             self._present.append(present)
-            self._batch_bytes += record.size
-            self._total_bytes += record.size
+            self._batch_bytes += size_bytes
+            self._total_bytes += size_bytes
             if self._batch_bytes >= BUNDLE_TARGET_BYTES or len(self._batch) >= MAX_BATCH:
                 self._flush()
         else:
@@ -213,7 +225,7 @@ class Restore:
         frames: list[Frame] = []
         for row in rows:
             frames.append(Frame(Op(row[0]), row[1:]))
-            if len(frames) >= MAX_BUNDLE_FRAMES // 4:
+            if len(frames) >= MAX_PLACED:
                 self._submit(Place(frames))
                 frames = []
                 if in_order:
@@ -327,7 +339,5 @@ def _walked(root: bytes) -> Iterator[tuple[bytes, bytes]]:
             yield event.path, event.blob
 
 
-def _directory_frames(lines: SpilledList) -> Iterator[bytes]:
-    for line in lines:
-        yield bytes([Op.DIRECTORY]) + line
-        yield bytes([Op.STAMP]) + line
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mirrorkeep.delta.cache import SignatureCache
 from mirrorkeep.errors import MirrorkeepError, NoSpace
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import digest_of
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.sync.contents import Known
 from mirrorkeep.sync.orders import (
@@ -28,7 +29,6 @@ from mirrorkeep.sync.orders import (
     Send,
     SendLarge,
     Wanted,
-    digest_of_line,
     same_facts,
 )
 from mirrorkeep.sync.session import WritableTree
@@ -130,7 +130,7 @@ class Transfer:
         """Return the copy of what the mirror has already; None where the content is not known to be there."""
         if not wanted.contents or frame.op != Op.PUT:
             return None
-        source = self._known.find(wanted, digest_of_line(frame.line), len(frame.data))
+        source = self._known.find(wanted, digest_of(frame.line), len(frame.data))
         return (Outcome(Action.COPIED, frame.line), Frame(Op.COPY, frame.line, source)) if source else None
 
     def _send_content(self, wanted: list[Wanted], numbers: list[int], report: Report) -> None:
@@ -176,10 +176,10 @@ def _choose(wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame | None]:
         if wanted.forced and (altered := _altered(wanted, frame.line)):
             return altered, None
         return Outcome(Action.SENT, frame.line), frame
-    digest = digest_of_line(frame.line)
-    if wanted.key and digest == digest_of_line(wanted.source_line):
+    digest = digest_of(frame.line)
+    if wanted.key and digest == digest_of(wanted.source_line):
         return Outcome(Action.PLACED, frame.line), Frame(Op.PLACE, frame.line, wanted.key)
-    if digest and digest == digest_of_line(wanted.old_line):
+    if digest and digest == digest_of(wanted.old_line):
         return Outcome(Action.STAMPED, frame.line), Frame(Op.STAMP, frame.line)
     return Outcome(Action.SENT, frame.line), frame
 
@@ -187,7 +187,7 @@ def _choose(wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame | None]:
 def _altered(wanted: Wanted, line: bytes) -> Outcome | None:
     """Notice content that changed while nothing else did: rot or tampering at the source (trap 7)."""
     old = wanted.old_line
-    before, now = digest_of_line(old), digest_of_line(line)
+    before, now = digest_of(old), digest_of(line)
     if not before or not now or before == now or len(before) != len(now):
         return None
     if not same_facts(old.replace(before, b""), line.replace(now, b"")):

@@ -23,6 +23,7 @@ from typing import Final
 
 from mirrorkeep.errors import AlreadyExists, GenerationConflict, MalformedSidecar, ReadOnly
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.record import parse_time_ns
 from mirrorkeep.tree.layout import HIDDEN, OPEN_DIRECTORY, Directories, Directory, storage_errors, strip_acl
 from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, Sidecar, decode_sidecar, encode_sidecar
@@ -332,7 +333,7 @@ class Placement:
             return ()
         found = [os.fsencode(name) for name in os.listdir(hidden)]
         for name in found:
-            kind = entry_kind(self.read_replaced(inside, name))
+            kind = kind_of(self.read_replaced(inside, name).line)
             if is_node(kind):
                 raise AlreadyExists(what=path + b"/, which is not empty,")
         return found
@@ -352,13 +353,3 @@ class Placement:
         """Take off what a new entry inherited from its directory's default ACL."""
         if directory.inherits:
             strip_acl(fd, mode)
-
-
-def entry_kind(sidecar: Sidecar) -> bytes:
-    """Return the ``type`` of the sidecar's record without parsing all of it; b"" when there is none."""
-    line = sidecar.line
-    at = line.find(b",type=")
-    if at < 0:
-        return b""
-    end = line.find(b",", at + 1)
-    return line[at + 6 : end if end > 0 else len(line)]

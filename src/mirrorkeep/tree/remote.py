@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from mirrorkeep.errors import MalformedBundle, MirrorkeepError, StoreUnreachable
-from mirrorkeep.manifest.record import parse_record, unescape
+from mirrorkeep.manifest.peek import path_of
+from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.tree import wire
 from mirrorkeep.tree.client import STREAM_TRIES, StoreClient, quote_path
 from mirrorkeep.tree.compression import Compressor, Policy, packed_by_type
@@ -66,7 +67,7 @@ class RemoteTree:
         listed = list(frames)
         body = wire.pack_bundle(listed)
         incompressible = sum(
-            len(one.data) for one in listed if one.op == Op.PUT and packed_by_type(_path_of(one.line))
+            len(one.data) for one in listed if one.op == Op.PUT and packed_by_type(path_of(one.line))
         )
         answer = self._upload(
             wire.BUNDLE_APPLY, self.client.url(), body, {}, packed=2 * incompressible > len(body)
@@ -79,7 +80,7 @@ class RemoteTree:
 
     def begin(self, line: bytes, *, on_base: bool) -> RemoteTransaction:
         """Open a transaction for the file of record ``line``."""
-        path = _path_of(line)
+        path = path_of(line)
         url = self.client.url(path, transaction="begin", base=int(on_base))
         answer = self.client.request("POST", url, b"", {**self._run, wire.RECORD_HEADER: quote_path(line)})
         size_bytes = parse_record(line, check=False).size
@@ -114,7 +115,7 @@ class RemoteTree:
             self.client.url(snapshot=self.snapshot), method=wire.BUNDLE_READ, body=b"\0".join(paths)
         )
         for code, line, data in _read_frames(blocks, self.client.target.origin):
-            path = _path_of(line)
+            path = path_of(line)
             for index, asked in wanted:
                 if asked == path:
                     yield Frame(Op(code), line, data)
@@ -210,10 +211,6 @@ class RemoteTransaction:
             self._tree.client.request("DELETE", url, None, self._tree._run, allow=(404,))
         except MirrorkeepError:
             return
-
-
-def _path_of(line: bytes) -> bytes:
-    return unescape(line[1 : line.index(b",")])
 
 
 def _again(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from mirrorkeep.errors import AlreadyExists, MalformedSidecar, NotFound, PathRefused
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.tree.layout import Directories, Directory, storage_errors
 from mirrorkeep.tree.placement import READ_FILE, Placement, is_node, next_generation
@@ -142,9 +143,7 @@ def _carry_out(placement: Placement, directories: Directories, move_: _Move, dur
 
 
 def _kind_in(sidecar: bytes) -> bytes:
-    from mirrorkeep.tree.placement import entry_kind
-
-    return entry_kind(decode_sidecar(sidecar))
+    return kind_of(decode_sidecar(sidecar).line)
 
 
 def _undo(placement: Placement, directories: Directories, move_: _Move) -> None:

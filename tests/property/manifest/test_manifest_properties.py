@@ -14,6 +14,7 @@ from mirrorkeep.manifest.convert import convert_manifest, open_manifest
 from mirrorkeep.manifest.frame import RecordCodec
 from mirrorkeep.manifest.merge import merge_records
 from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.peek import digest_of, is_hard_link, kind_of, path_of, size_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import (
     Record,
@@ -35,9 +36,9 @@ VALUE = st.one_of(
     st.integers(-(10**12), 10**22).map(format_time_ns),
     st.binary(min_size=15, max_size=33).map(lambda b: b.hex().encode()),
 )
-KEY = st.one_of(st.sampled_from([b"hash", b"st_size", b"type", b"a%b"]), NASTY).filter(
-    lambda k: k not in (b"", b"_internal_record_crc", b"_internal_type")
-)
+KEY = st.one_of(
+    st.sampled_from([b"hash", b"hard_link", b"st_size", b"type", b"a%b", b"a:type"]), NASTY
+).filter(lambda k: k not in (b"", b"_internal_record_crc", b"_internal_type"))
 FIELDS = st.dictionaries(KEY, VALUE, max_size=6)
 NAME = st.binary(min_size=1, max_size=6).map(lambda b: b.replace(b"/", b"|").replace(b"\0", b"0"))
 PATH = st.lists(NAME, max_size=4).map(b"/".join)
@@ -64,6 +65,30 @@ def test_a_record_is_its_line_and_its_line_is_the_record(path: bytes, fields: di
     record = parse_record(line)
     assert (record.path, record.fields) == (path, fields)
     assert list(record.fields) == sorted(fields)
+
+
+@given(NASTY, FIELDS)
+@example(
+    b"a,b", {b"hash": b"0a", b"st_size": b"12", b"type": b"file", b"x": b",type=link", b"xattr:type": b"d"}
+)
+def test_a_peek_at_a_line_sees_what_parsing_it_gives(path: bytes, fields: dict[bytes, bytes]) -> None:
+    line = format_record(path, fields)
+    record = parse_record(line)
+    assert path_of(line) == record.path
+    assert kind_of(line) == escape(record.kind)
+    assert is_hard_link(line) == (b"hard_link" in record.fields)
+    if digest_of(line):
+        assert digest_of(line) == record.hash
+    else:
+        assert not record.hash or record.hash.strip(b"0123456789abcdef")
+    try:
+        size = record.size
+    except MalformedManifest:
+        size = -1
+    try:
+        assert size_of(line) == size
+    except MalformedManifest:
+        assert size == -1
 
 
 @given(st.binary(max_size=60))
