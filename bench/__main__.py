@@ -36,6 +36,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tools", default=",".join(TOOLS), metavar="A,B", help="which tools take part")
     parser.add_argument("--driver", default="btrfs", choices=("btrfs", "dir"), help="storage of ours")
     parser.add_argument(
+        "--pool-size",
+        type=float,
+        default=4,
+        metavar="X",
+        help="size of the file systems that are copied to, in multiples of what may be written to them (4)",
+    )
+    parser.add_argument(
         "--entries", type=int, default=1_000_000, metavar="N", help="files of the cases scale and described"
     )
     parser.add_argument("--folder", type=Path, help="where images lie (a fresh folder in /var/tmp)")
@@ -67,6 +74,7 @@ def main(argv: list[str]) -> int:
         cases=tuple(chosen.only) or NORMAL,
         tools=tuple(chosen.tools.split(",")),
         driver=chosen.driver,
+        pool_size=max(1.0, chosen.pool_size),
         say=say,
     )
     say(f"images in {folder}; {', '.join(plan.tools)}")
@@ -93,6 +101,7 @@ def main(argv: list[str]) -> int:
         "large_bytes": shape.large_bytes,
         "runs": plan.runs,
         "driver": plan.driver,
+        "pool_size": plan.pool_size,
     }
     report.save(samples, chosen.out, about)
     plot.save(samples, chosen.out)

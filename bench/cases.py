@@ -74,6 +74,8 @@ class Plan:
     cases: tuple[str, ...]
     tools: tuple[str, ...]
     driver: str
+    pool_size: float
+    """Size of the file systems that are copied to, in multiples of what may be written to them."""
     say: Callable[[str], None]
 
     def wants(self, *cases: str) -> bool:
@@ -97,7 +99,10 @@ class Round:
         self.plan, self.number, self.data_bytes = plan, number, data_bytes
         self.folder = plan.folder / f"round{number}"
         # A restic or Borg repository holds both states; ours the snapshots and sidecars too.
-        self.pool_bytes = max(1 << 30, 3 * data_bytes + files * 12_000)
+        self.written_bytes = max(1 << 30, 3 * data_bytes + files * 12_000)
+        # A pool is made over most of a disk where nothing else is said.  One with little room to spare makes
+        # btrfs write early, for fear of running out of it: that costs a tenth of a first copy.
+        self.pool_bytes = int(plan.pool_size * self.written_bytes)
         # The edited large file is written beside the old one, and restic's cache lies there as well.
         self.room_bytes = max(1 << 29, 3 * data_bytes + files * 8_000)
         self.samples: list[Sample] = []
@@ -105,12 +110,18 @@ class Round:
 
     def open(self) -> None:
         self.client = scratch.make(
-            self.folder, "client", kind="ext4", size_bytes=self.room_bytes, preallocated=True, direct=True
+            self.folder,
+            "client",
+            kind="ext4",
+            size_bytes=self.room_bytes,
+            preallocated_bytes=self.room_bytes,
+            direct=True,
         )
         self.source = self.client / "source"
         self.source.mkdir()
         for peer in self.peers:
-            peer.open(Place(self.folder / peer.name, self.client, self.pool_bytes))
+            place = Place(self.folder / peer.name, self.client, self.pool_bytes, self.written_bytes)
+            peer.open(place)
 
     def close(self) -> None:
         for peer in self.peers:
@@ -162,7 +173,7 @@ class Round:
                 "files",
                 kind="ext4",
                 size_bytes=self.room_bytes,
-                preallocated=True,
+                preallocated_bytes=self.room_bytes,
                 direct=True,
             )
             (target / "tree").mkdir()

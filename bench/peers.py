@@ -2,7 +2,7 @@
 
 rsync talks to its daemon over plain TCP on loopback; restic and Borg write a repository on a local mount
 (their usual way, without a network); Mirrorkeep talks TLS to its own server on loopback.  All four write to
-a btrfs on a preallocated loop image.
+a btrfs on a loop image of the same size, preallocated as far as it will be written.
 
 A crash leaves processes that end with their parent, and mounts that ``rig.scratch.release`` takes away.
 """
@@ -26,11 +26,15 @@ from rig.served import COMMAND, END_WITH_PARENT, Served, Volume, checked, free_p
 
 @dataclass
 class Place:
-    """Where a tool works: ``folder`` for images and logs, ``client`` (a mount) for its local state."""
+    """Where a tool works: ``folder`` for images and logs, ``client`` (a mount) for its local state.
+
+    ``pool_bytes`` is the size of the file system that it copies to, ``written_bytes`` what it may write.
+    """
 
     folder: Path
     client: Path
     pool_bytes: int
+    written_bytes: int
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
@@ -132,7 +136,11 @@ class Rsync:
     def open(self, place: Place) -> None:
         self.place = place
         self.mount = scratch.make(
-            place.folder, "rsync", size_bytes=place.pool_bytes, preallocated=True, direct=True
+            place.folder,
+            "rsync",
+            size_bytes=place.pool_bytes,
+            preallocated_bytes=place.written_bytes,
+            direct=True,
         )
         self.own_port = free_port()
         configuration = place.folder / "rsyncd.conf"
@@ -177,7 +185,11 @@ class Restic:
     def open(self, place: Place) -> None:
         self.place = place
         mount = scratch.make(
-            place.folder, "restic", size_bytes=place.pool_bytes, preallocated=True, direct=True
+            place.folder,
+            "restic",
+            size_bytes=place.pool_bytes,
+            preallocated_bytes=place.written_bytes,
+            direct=True,
         )
         cache = place.client / "restic-cache"
         shutil.rmtree(cache, ignore_errors=True)
@@ -211,7 +223,11 @@ class Borg:
     def open(self, place: Place) -> None:
         self.place, self.archives = place, 0
         mount = scratch.make(
-            place.folder, "borg", size_bytes=place.pool_bytes, preallocated=True, direct=True
+            place.folder,
+            "borg",
+            size_bytes=place.pool_bytes,
+            preallocated_bytes=place.written_bytes,
+            direct=True,
         )
         base = place.client / "borg-base"
         shutil.rmtree(base, ignore_errors=True)

@@ -55,12 +55,13 @@ def make(
     *,
     kind: str = "btrfs",
     size_bytes: int,
-    preallocated: bool = False,
+    preallocated_bytes: int = 0,
     direct: bool = False,
 ) -> Path:
     """Make a fresh ``kind`` file system of ``size_bytes`` under ``folder`` and return its mount point.
 
-    ``preallocated`` and ``direct`` (the image bypasses the host's page cache) are for measurements.
+    ``preallocated_bytes`` (so much of the image, from its beginning, has its place on the host already) and
+    ``direct`` (the image bypasses the host's page cache) are for measurements.
     """
     folder.mkdir(parents=True, exist_ok=True)
     image, mount = folder / f"{name}.img", folder / name
@@ -69,10 +70,9 @@ def make(
         run("mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=755", "tmpfs", str(mount))
         return mount
     with image.open("wb") as stream:
-        if preallocated:
-            os.posix_fallocate(stream.fileno(), 0, size_bytes)
-        else:
-            stream.truncate(size_bytes)
+        stream.truncate(size_bytes)
+        if preallocated_bytes:
+            os.posix_fallocate(stream.fileno(), 0, min(preallocated_bytes, size_bytes))
     run(*MKFS[kind], str(image))
     mount.mkdir()
     if direct:
