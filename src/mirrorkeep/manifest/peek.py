@@ -37,7 +37,9 @@ def kind_of(line: bytes) -> bytes:
 
 def size_of(line: bytes) -> int:
     """Return the apparent size in bytes, 0 when there is none; raises MalformedManifest."""
-    text = _value(line, _SIZE) or b"0"
+    if _SIZE not in line:
+        return 0
+    text = _value(line, _SIZE)
     if not text.isdigit() or len(text) > _MOST_DIGITS:
         raise MalformedManifest(offset=0, detail=f"{keys.SIZE.decode()} of {path_of(line)!r} is not a number")
     return int(text)

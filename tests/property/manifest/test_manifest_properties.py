@@ -71,6 +71,7 @@ def test_a_record_is_its_line_and_its_line_is_the_record(path: bytes, fields: di
 @example(
     b"a,b", {b"hash": b"0a", b"st_size": b"12", b"type": b"file", b"x": b",type=link", b"xattr:type": b"d"}
 )
+@example(b"", {b"st_size": b""})
 def test_a_peek_at_a_line_sees_what_parsing_it_gives(path: bytes, fields: dict[bytes, bytes]) -> None:
     line = format_record(path, fields)
     record = parse_record(line)
