@@ -101,7 +101,7 @@ class Round:
         # A restic or Borg repository holds both states; ours the snapshots and sidecars too.
         self.written_bytes = max(1 << 30, 3 * data_bytes + files * 12_000)
         # A pool is made over most of a disk where nothing else is said.  One with little room to spare makes
-        # btrfs write early, for fear of running out of it: that costs a tenth of a first copy.
+        # btrfs write early, for fear of running out of it: that costs a fifteenth of a first copy.
         self.pool_bytes = int(plan.pool_size * self.written_bytes)
         # The edited large file is written beside the old one, and restic's cache lies there as well.
         self.room_bytes = max(1 << 29, 3 * data_bytes + files * 8_000)

@@ -2,7 +2,7 @@
 
 rsync talks to its daemon over plain TCP on loopback; restic and Borg write a repository on a local mount
 (their usual way, without a network); Mirrorkeep talks TLS to its own server on loopback.  All four write to
-a btrfs on a loop image of the same size, preallocated as far as it will be written.
+a btrfs on a loop image of the same size, those of the others preallocated as far as they will be written.
 
 A crash leaves processes that end with their parent, and mounts that ``rig.scratch.release`` takes away.
 """

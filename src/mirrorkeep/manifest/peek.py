@@ -20,13 +20,16 @@ from mirrorkeep.manifest.record import unescape
 _KIND: Final = b"," + keys.TYPE + b"="
 _SIZE: Final = b"," + keys.SIZE + b"="
 _HASH: Final = re.compile(rb",hash=([0-9a-f]+),")
+_INODE: Final = b"," + keys.INODE + b"="
 _HARD_LINK: Final = b"," + keys.HARD_LINK + b"="
-_MOST_DIGITS: Final = 20
+_SIZE_DIGITS: Final = 20
+_INODE_DIGITS: Final = 39
+"""Of 128 bits, as some file systems of Windows number their files."""
 
 
 def path_of(line: bytes) -> bytes:
     """Return the path; raises MalformedManifest for escapes that nobody writes."""
-    text = line[1 : line.find(b",")]
+    text = line[1:].partition(b",")[0]
     return unescape(text) if b"&" in text else text
 
 
@@ -37,12 +40,12 @@ def kind_of(line: bytes) -> bytes:
 
 def size_of(line: bytes) -> int:
     """Return the apparent size in bytes, 0 when there is none; raises MalformedManifest."""
-    if _SIZE not in line:
-        return 0
-    text = _value(line, _SIZE)
-    if not text.isdigit() or len(text) > _MOST_DIGITS:
-        raise MalformedManifest(offset=0, detail=f"{keys.SIZE.decode()} of {path_of(line)!r} is not a number")
-    return int(text)
+    return _number(line, _SIZE, _SIZE_DIGITS) if _SIZE in line else 0
+
+
+def inode_of(line: bytes) -> int:
+    """Return the inode's number at the source, -1 when there is none; raises MalformedManifest."""
+    return _number(line, _INODE, _INODE_DIGITS) if _INODE in line else -1
 
 
 def digest_of(line: bytes) -> bytes:
@@ -54,6 +57,14 @@ def digest_of(line: bytes) -> bytes:
 def is_hard_link(line: bytes) -> bool:
     """Say whether the entry is a further name of a file that another entry brings."""
     return _HARD_LINK in line
+
+
+def _number(line: bytes, start: bytes, most_digits: int) -> int:
+    text = _value(line, start)
+    if not text.isdigit() or len(text) > most_digits:
+        key = start.decode().strip(",=")
+        raise MalformedManifest(offset=0, detail=f"{key} of {path_of(line)!r} is not a number")
+    return int(text)
 
 
 def _value(line: bytes, start: bytes) -> bytes:

@@ -15,10 +15,10 @@ import os
 from collections.abc import Iterable, Iterator
 
 from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.peek import path_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.spill import SpilledSort
 from mirrorkeep.store.cycle import END
-from mirrorkeep.store.findings import line_path
 from mirrorkeep.sync.compare import pair
 from mirrorkeep.tree.layout import HIDDEN, MAX_NAME_BYTES, ROOT_SIDECAR, is_own_name, is_replaced_name
 
@@ -137,7 +137,7 @@ def manifest_lines(path: str) -> Iterator[tuple[bytes, bytes]]:
     """Yield ``(path, line)`` of every record of the manifest at ``path``.  Raises MalformedManifest."""
     with open(path, "rb") as stream:
         for _, line in ManifestReader(stream).lines():
-            yield line_path(line), line
+            yield path_of(line), line
 
 
 def _attributes(root: str, path: bytes) -> tuple[int, int] | None:

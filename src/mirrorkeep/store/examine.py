@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 from mirrorkeep.errors import ForeignManifest, MirrorkeepError
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.peek import kind_of, size_of
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.store.change import manifest_lines
 from mirrorkeep.store.findings import unknown_record
@@ -43,8 +44,6 @@ MAX_AHEAD: Final = 64
 """Most batches whose results wait for an earlier one that takes long: a large file's."""
 _MAX_HURT: Final = 1000
 
-_SIZE_FIELD: Final = b"," + keys.SIZE + b"="
-_FILE_FIELD: Final = b"," + keys.TYPE + b"=" + keys.FILE
 
 Item = tuple[bytes, bytes | None, bool]
 """Path, the manifest's line (None: the entry is extra), whether its content is read."""
@@ -294,13 +293,7 @@ def _all_completed(pool: WorkerPool) -> Iterable[Completed]:
 
 def content_size(line: bytes) -> int | None:
     """Return the size of a regular file from its record's line; None for any other kind."""
-    if _FILE_FIELD not in line:
-        return None
-    start = line.find(_SIZE_FIELD)
-    if start < 0:
-        return 0
-    start += len(_SIZE_FIELD)
-    return int(line[start : line.index(b",", start)])
+    return size_of(line) if kind_of(line) == keys.FILE else None
 
 
 def _is_small(line: bytes | None) -> bool:

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import path_of
 from mirrorkeep.manifest.reader import ManifestReader
-from mirrorkeep.manifest.record import format_record, unescape
+from mirrorkeep.manifest.record import format_record
 from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.compare import pair
 from mirrorkeep.tree.durability import flush_directory
@@ -51,13 +52,6 @@ def unknown_record(path: bytes) -> bytes:
 def absent_record(path: bytes) -> bytes:
     """Return the patch's line for an entry that the mirror has lost."""
     return format_record(path, {keys.TYPE: keys.ABSENT})
-
-
-def line_path(line: bytes) -> bytes:
-    """Return the path that a record line begins with, without parsing the rest."""
-    end = line.find(b",")
-    raw = line[1:end] if end >= 0 else line[1:]
-    return unescape(raw) if b"&" in raw else raw
 
 
 class FindingsFile:
@@ -148,7 +142,7 @@ def partial_lines(path: str) -> Iterator[tuple[bytes, bytes]]:
         return
     with stream:
         for _, line in ManifestReader(stream, partial=True).lines():
-            yield line_path(line), line
+            yield path_of(line), line
 
 
 def overlay(path: str, fresh: Iterable[bytes]) -> int:
@@ -156,7 +150,7 @@ def overlay(path: str, fresh: Iterable[bytes]) -> int:
 
     Returns the entries it then has.  Atomic and durable: all of them, or the old file stands (OSError).
     """
-    both = pair(partial_lines(path), ((line_path(line), line) for line in fresh))
+    both = pair(partial_lines(path), ((path_of(line), line) for line in fresh))
     return write_partial(path, (one.actual or one.expected or b"" for one in both))
 
 

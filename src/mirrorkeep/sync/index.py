@@ -23,8 +23,9 @@ from typing import BinaryIO, Final
 from mirrorkeep.errors import MalformedManifest
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.peek import path_of
 from mirrorkeep.manifest.reader import ManifestReader
-from mirrorkeep.manifest.record import parse_record, parse_time_ns, unescape
+from mirrorkeep.manifest.record import parse_record, parse_time_ns
 from mirrorkeep.tree.walk import STAT, place_of
 
 WINDOW_BYTES: Final = 1 << 20
@@ -247,7 +248,7 @@ class OldSide:
             return None
         if self._head is None:
             line = self._line_at(self.position)
-            path = unescape(line[1 : line.index(b",")])
+            path = path_of(line)
             self._head = Head(path, order_key(path), line, self._blob())
         return self._head
 

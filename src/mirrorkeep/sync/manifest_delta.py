@@ -16,7 +16,7 @@ from typing import Final
 
 from mirrorkeep.delta.patch import Copy, Literal, delta_pieces
 from mirrorkeep.manifest.order import order_key
-from mirrorkeep.manifest.record import unescape
+from mirrorkeep.manifest.peek import path_of
 
 _STRIDE_BYTES: Final = 1 << 16
 _WINDOW_BYTES: Final = 1 << 20
@@ -96,7 +96,7 @@ def _key(line: bytes) -> bytes | None:
     """Return the order of an entry's line, or None for header, checkpoints and trailer."""
     if not line or b",_internal_type=" in line:
         return None
-    return order_key(unescape(line[1 : line.index(b",")]))
+    return order_key(path_of(line))
 
 
 def _equal_lines(old: _Text, at_old: int, new: _Text, at_new: int) -> int:

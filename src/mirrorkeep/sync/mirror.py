@@ -27,6 +27,7 @@ from typing import IO, Any, Final
 
 from mirrorkeep.errors import MirrorkeepError, NoSpace
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import inode_of, kind_of
 from mirrorkeep.sync.detect import Detector, is_directory
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.index import Head, OldSide, seal_index, settled_blob, unsettled_blob
@@ -48,12 +49,6 @@ MAX_UNSIGNED: Final = 10_000
 """Large files of one run whose signatures are made behind it; those of others are fetched when needed."""
 FULL_MANIFEST_BYTES: Final = 256 * 1024
 """Manifests up to this size travel whole."""
-
-
-def kind_of_line(line: bytes) -> bytes:
-    """Return the ``type`` of a record without parsing the rest."""
-    start = line.find(b",type=") + 6
-    return line[start : line.index(b",", start)] if start > 5 else b""
 
 
 def kind_of_blob(blob: bytes) -> bytes:
@@ -216,7 +211,7 @@ class MirrorRun:
 
     def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
         """Look at an entry that may differ."""
-        kind, old_kind = kind_of_blob(blob), kind_of_line(head.line)
+        kind, old_kind = kind_of_blob(blob), kind_of(head.line)
         item = Item(path, blob, head.line, forced=forced)
         if kind != old_kind:
             self._late.remove(path, head.line)
@@ -227,7 +222,7 @@ class MirrorRun:
                 self._defer(item)
         elif kind == keys.FILE and self.leaders.is_further(item):
             self._defer(item)
-        elif kind == keys.FILE and not forced and _inode(blob) != _inode_of_line(head.line):
+        elif kind == keys.FILE and not forced and _inode(blob) != inode_of(head.line):
             self._late.replaced(head.line)
             self._defer(item)
         elif kind == keys.FILE and forced and STAT.unpack_from(blob)[3] > 1:
@@ -345,7 +340,7 @@ class MirrorRun:
         self.leaders.note(item, outcome.line)
 
     def _sign_later(self, line: bytes) -> None:
-        if len(self._unsigned) < MAX_UNSIGNED and kind_of_line(line) == keys.FILE:
+        if len(self._unsigned) < MAX_UNSIGNED and kind_of(line) == keys.FILE:
             self._unsigned.append(line)
 
     def _settle(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
@@ -470,8 +465,3 @@ class MirrorRun:
 def _inode(blob: bytes) -> int:
     inode: int = STAT.unpack_from(blob)[7]
     return inode
-
-
-def _inode_of_line(line: bytes) -> int:
-    start = line.find(b",st_ino=") + 8
-    return int(line[start : line.index(b",", start)]) if start > 7 else -1

@@ -17,13 +17,14 @@ from contextlib import ExitStack
 
 from mirrorkeep.errors import MalformedManifest, MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync.detect import Detector
 from mirrorkeep.sync.index import Head, OldSide, build_index, empty_old_side, open_index
 from mirrorkeep.sync.journal import Stretch
 from mirrorkeep.sync.large import base_fields, hash_content
-from mirrorkeep.sync.mirror import kind_of_blob, kind_of_line
+from mirrorkeep.sync.mirror import kind_of_blob
 from mirrorkeep.sync.options import RunOptions, RunResult
 from mirrorkeep.sync.orders import same_facts
 from mirrorkeep.sync.progress import Reporter
@@ -129,7 +130,7 @@ class Plan:
     def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
         """Look whether an entry that may differ does."""
         try:
-            differs = kind_of_blob(blob) != kind_of_line(head.line) or self._differs(path, blob, head.line)
+            differs = kind_of_blob(blob) != kind_of(head.line) or self._differs(path, blob, head.line)
         except MirrorkeepError as error:
             self.unreadable(path, str(error))
             return

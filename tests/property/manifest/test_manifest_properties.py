@@ -14,7 +14,7 @@ from mirrorkeep.manifest.convert import convert_manifest, open_manifest
 from mirrorkeep.manifest.frame import RecordCodec
 from mirrorkeep.manifest.merge import merge_records
 from mirrorkeep.manifest.order import order_key
-from mirrorkeep.manifest.peek import digest_of, is_hard_link, kind_of, path_of, size_of
+from mirrorkeep.manifest.peek import digest_of, inode_of, is_hard_link, kind_of, path_of, size_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import (
     Record,
@@ -90,6 +90,12 @@ def test_a_peek_at_a_line_sees_what_parsing_it_gives(path: bytes, fields: dict[b
         assert size_of(line) == size
     except MalformedManifest:
         assert size == -1
+
+
+@given(st.integers(0, 2**128 - 1))
+def test_a_peek_sees_any_inode(number: int) -> None:
+    assert inode_of(format_record(b"x", {b"st_ino": b"%d" % number, b"type": b"file"})) == number
+    assert inode_of(format_record(b"x", {b"type": b"file", b"z": b",st_ino=7"})) == -1
 
 
 @given(st.binary(max_size=60))
