@@ -15,11 +15,12 @@ import pytest
 from mirrorkeep.errors import BadUsage, NotFound
 from mirrorkeep.manifest import keys as record_keys
 from mirrorkeep.manifest.reader import ManifestReader
-from mirrorkeep.store import examine, keys, runs, validation
+from mirrorkeep.store import assess, examine, keys, runs, validation
 from mirrorkeep.store import verdict as verdicts
 from mirrorkeep.store.chain import Chain
 from mirrorkeep.store.cycle import load_cycle
 from mirrorkeep.store.pool import Store
+from mirrorkeep.store.records import write_record
 from mirrorkeep.store.validation import Validator, read_verdict, request_validation
 from mirrorkeep.store.volume import Part
 from tests.unit.store.stored_copy import copy_stored, make_source
@@ -260,7 +261,7 @@ def test_a_validation_that_was_killed_goes_on_where_it_was(
     flip(root / "docs/a.txt")
     flip(root / "media/film")
     ticket = request_validation(place.part, closed.snapshot, "full")
-    monkeypatch.setattr(Validator, "_check_stop", _killed_with(place.part))
+    monkeypatch.setattr(assess, "write_record", _killed_behind_a_checkpoint)
     child = os.fork()
     if child == 0:
         place.validator.run_once()
@@ -271,7 +272,7 @@ def test_a_validation_that_was_killed_goes_on_where_it_was(
         Path(place.part.folder, "findings", f"{ticket.sequence}-{ticket.id}.checkpoint").read_text()
     )
     assert checkpoint["tally"]["entries"] > 0
-    monkeypatch.setattr(Validator, "_check_stop", lambda self: None)
+    monkeypatch.setattr(assess, "write_record", write_record)
     seen: list[bytes] = []
     check = examine.Examination._submit
 
@@ -287,14 +288,11 @@ def test_a_validation_that_was_killed_goes_on_where_it_was(
     assert len(seen) < 13
 
 
-def _killed_with(part: Part) -> Any:
-    """Return a stop check that kills its process as soon as there is a checkpoint."""
-
-    def check(self: Validator) -> None:
-        if list(Path(part.folder, "findings").glob("*.checkpoint")):
-            os.kill(os.getpid(), 9)
-
-    return check
+def _killed_behind_a_checkpoint(path: str, record: dict[str, Any]) -> None:
+    """Write as ever, but let no process go on that has written a checkpoint."""
+    write_record(path, record)
+    if path.endswith(".checkpoint"):
+        os.kill(os.getpid(), 9)
 
 
 def test_a_validation_that_cannot_be_done_ends_in_a_failed_verdict_with_the_reason(
