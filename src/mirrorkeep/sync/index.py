@@ -223,6 +223,7 @@ class OldSide:
         self._window = b""
         self._window_start = 0
         self._index_read = HEAD_BYTES
+        self._index_bytes = os.fstat(self.index_fd).st_size
         self._lines: Iterator[tuple[int, bytes]] | None = None
         self._line_number = -1
         self._line: tuple[int, bytes] = (0, b"")
@@ -307,12 +308,14 @@ class OldSide:
         return self._window[start:end]
 
     def _fill(self, size_bytes: int) -> None:
-        keep = self._window[self.blob_offset - self._window_start :]
-        missing = max(WINDOW_BYTES, size_bytes - len(keep))
-        block = os.pread(self.index_fd, missing, self._index_read)
-        self._index_read += len(block)
-        self._window = keep + block
+        self._window = self._window[self.blob_offset - self._window_start :]
         self._window_start = self.blob_offset
+        unread = self._index_bytes - self._index_read
+        if unread:  # behind the last old entry this is asked for every entry that is new
+            missing = min(unread, max(WINDOW_BYTES, size_bytes - len(self._window)))
+            block = os.pread(self.index_fd, missing, self._index_read)
+            self._index_read += len(block)
+            self._window += block
 
 
 def empty_old_side() -> OldSide:
