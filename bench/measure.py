@@ -46,6 +46,7 @@ class _Sampler:
 
     client: int
     servers: Sequence[int]
+    every_s: float
     client_peak_bytes: int = 0
     server_peak_bytes: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -54,7 +55,7 @@ class _Sampler:
         while True:
             self.client_peak_bytes = max(self.client_peak_bytes, _largest([self.client]))
             self.server_peak_bytes = max(self.server_peak_bytes, _largest(self.servers))
-            if self._stop.wait(SAMPLE_EVERY_S):
+            if self._stop.wait(self.every_s):
                 return
 
     def stop(self) -> None:
@@ -98,10 +99,12 @@ def measure(
     servers: Sequence[int] = (),
     output: Path,
     accept: tuple[int, ...] = (0,),
+    sample_every_s: float = SAMPLE_EVERY_S,
 ) -> Measured:
     """Run ``argv`` to its end; raises CommandFailed when its exit status is not in ``accept``.
 
-    ``output`` is a file for what it prints (a pipe would need a reader that takes CPU time).
+    ``output`` is a file for what it prints (a pipe would need a reader that takes CPU time).  A command
+    that takes a few tenths of a second needs its memory looked at more often than others.
     """
     with output.open("wb") as stream:
         began = time.monotonic()
@@ -113,7 +116,7 @@ def measure(
             stdout=stream,
             stderr=subprocess.STDOUT,
         )
-        sampler = _Sampler(process.pid, servers)
+        sampler = _Sampler(process.pid, servers, sample_every_s)
         watcher = threading.Thread(target=sampler.run, daemon=True)
         watcher.start()
         _, status, usage = os.wait4(process.pid, 0)

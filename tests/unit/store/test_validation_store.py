@@ -257,6 +257,7 @@ def test_a_validation_that_was_killed_goes_on_where_it_was(
     monkeypatch.setattr(examine, "BATCH_ENTRIES", 2)
     monkeypatch.setattr("mirrorkeep.store.assess.CHECKPOINT_S", 0.0)
     closed = place.run()
+    place.drain()
     root = place.snapshot(closed.snapshot)
     flip(root / "docs/a.txt")
     flip(root / "media/film")
@@ -281,7 +282,10 @@ def test_a_validation_that_was_killed_goes_on_where_it_was(
         check(self, pool, batch)
 
     monkeypatch.setattr(examine.Examination, "_submit", noting)
-    place.validator.run_once()
+    deadline = time.monotonic() + 60
+    while not place.validator.run_once():  # workers of the killed one hold its lease until they are gone
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     made = read_verdict(place.part, ticket.snapshot, ticket.id)
     assert [row["path"] for row in place.findings(ticket)] == ["docs/a.txt", "media/film"]
     assert (made["findings"], made["coverage"]["entries"]) == (2, 13)
