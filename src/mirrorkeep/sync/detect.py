@@ -127,7 +127,7 @@ class Detector:
         for start in range(0, len(names), RETRY_RUN):
             end = start + RETRY_RUN
             part = Siblings(event.parent, names[start:end], blobs[start:end])
-            if self._next_patch is None or self._patch_after(part):
+            if not self._old.is_exhausted and (self._next_patch is None or self._patch_after(part)):
                 self._halve(part, prefix)
             else:
                 for name, blob in zip(part.names, part.blobs, strict=True):
