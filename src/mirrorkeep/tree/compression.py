@@ -48,11 +48,15 @@ class Compressor:
         rate = size_bytes / max(seconds, 1e-6)
         self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
 
+    def is_worth_asking(self, size_bytes: int) -> bool:
+        """Return whether a body of so many bytes may be compressed at all, whatever is in it."""
+        if self.policy == "never" or size_bytes < MIN_BYTES:
+            return False
+        return self.policy == "always" or self._rate is None or self._rate <= SLOW_LINK_BYTES_PER_S
+
     def pack(self, body: bytes, *, packed: bool = False) -> bytes | None:
         """Return the gzip container of ``body``, or None when it should go as it is."""
-        if self.policy == "never" or packed or len(body) < MIN_BYTES:
-            return None
-        if self.policy == "auto" and self._rate is not None and self._rate > SLOW_LINK_BYTES_PER_S:
+        if packed or not self.is_worth_asking(len(body)):
             return None
         if self.policy == "auto" and self._rate is None and len(body) > 4 * SAMPLE_BYTES:
             return None  # the first large upload measures the link

@@ -66,12 +66,8 @@ class RemoteTree:
         """Carry out frames in one BUNDLE-APPLY; the caller keeps them within the wire's limits."""
         listed = list(frames)
         body = wire.pack_bundle(listed)
-        incompressible = sum(
-            len(one.data) for one in listed if one.op == Op.PUT and packed_by_type(path_of(one.line))
-        )
-        answer = self._upload(
-            wire.BUNDLE_APPLY, self.client.url(), body, {}, packed=2 * incompressible > len(body)
-        )
+        packed = self._compressor.is_worth_asking(len(body)) and 2 * _packed_bytes(listed) > len(body)
+        answer = self._upload(wire.BUNDLE_APPLY, self.client.url(), body, {}, packed=packed)
         result = json.loads(answer)
         return [
             Failure(one["index"], one["path"].encode("utf-8", "surrogateescape"), one["code"], one["detail"])
@@ -228,6 +224,11 @@ def _again(
             tries_left -= 1
             if not tries_left or "begun" not in error.fields:
                 raise
+
+
+def _packed_bytes(frames: Iterable[Frame]) -> int:
+    """Return how much of the frames' content is compressed already, by the types of the files."""
+    return sum(len(one.data) for one in frames if one.op == Op.PUT and packed_by_type(path_of(one.line)))
 
 
 def _read_frames(blocks: Iterator[bytes], origin: str) -> Iterator[tuple[int, bytes, bytes]]:
