@@ -154,7 +154,7 @@ class Application:
         handler = route.handler
         assert handler is not None  # a route has the one or the other
         if request.has_body:
-            call.packed_body = await request.collect(route.body_limit_bytes)
+            call.pieces = await request.collect(route.body_limit_bytes)
         response = await self._hop(call.answer, handler)
         deadline = time.monotonic() + call.wait_s
         while response.waiting and time.monotonic() < deadline:

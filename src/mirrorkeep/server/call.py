@@ -52,7 +52,8 @@ class Call:
     address: Address
     known_grant: Grant | None
     hasher: Hasher | None = None
-    packed_body: bytes = b""
+    pieces: list[bytes] = field(default_factory=list)
+    """The body as it came in, packed as it was sent."""
     _opened: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -84,8 +85,16 @@ class Call:
             raise BadUsage(detail="wait= takes seconds") from None
 
     def body(self, limit_bytes: int) -> bytes:
-        """Return the unpacked body."""
-        return unpack(self.packed_body, gzipped=self.request.gzipped, limit_bytes=limit_bytes)
+        """Return the unpacked body.  Raises MalformedRequest, TooLarge."""
+        pieces = self.pieces
+        packed = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return unpack(packed, gzipped=self.request.gzipped, limit_bytes=limit_bytes)
+
+    def body_pieces(self, limit_bytes: int) -> list[bytes]:
+        """Return the unpacked body in pieces of any length: nothing is copied when it came as it is."""
+        if self.request.gzipped or sum(map(len, self.pieces)) > limit_bytes:
+            return [self.body(limit_bytes)]
+        return self.pieces
 
     def json(self, limit_bytes: int = 1 << 20) -> dict[str, Any]:
         """Return the body as a JSON object; raises MalformedRequest."""

@@ -169,7 +169,7 @@ def _seconds_ns(text: str) -> int | None:
 
 def mkcol(call: Call) -> Response:
     """Make a collection."""
-    if call.packed_body:
+    if any(call.pieces):
         raise UnsupportedBody(detail="MKCOL takes no body")
     place = call.writable()
     conditions = Conditions(call, place)

@@ -28,7 +28,7 @@ from mirrorkeep.server.dav_write import require_unlocked
 from mirrorkeep.server.place import find_place, writing
 from mirrorkeep.server.response import PIECE_BYTES, Response, json_response
 from mirrorkeep.tree import wire
-from mirrorkeep.tree.protocol import Frame, Op, Segment
+from mirrorkeep.tree.protocol import Data, Frame, Op, Segment
 
 MAX_SEGMENT_BODY_BYTES: Final = wire.SEGMENT_BYTES + 2 * 1024 * 1024
 MAX_FINISH_BYTES: Final = 8 * 1024 * 1024
@@ -89,7 +89,7 @@ def _numbered(contents: Iterator[Any]) -> Iterator[Any]:
 
 
 def _pack_pieces(frames: Iterator[Any]) -> Iterator[bytes]:
-    pieces: list[bytes] = []
+    pieces: list[Data] = []
     size = 0
     for frame in frames:
         if not isinstance(frame, Frame):
@@ -158,7 +158,6 @@ def patch_apply(call: Call) -> Response:
     place = call.writable()
     start, end, _ = parse_content_range(call.request.header("content-range"))
     plain = call.request.header(wire.PLAIN_SEGMENT_HEADER).lower() == "true"
-    body = call.body(MAX_SEGMENT_BODY_BYTES)
     name = call.request.header(wire.TRANSACTION_HEADER)
     digest = _segment_digest(call.request.header(wire.DIGEST_HEADER))
     if name:
@@ -166,13 +165,19 @@ def patch_apply(call: Call) -> Response:
             raise MalformedRequest(detail="this is no transaction")
         if digest is None:
             raise MalformedRequest(detail=f"a segment of a transaction needs {wire.DIGEST_HEADER}")
+        segment = Segment(start, end)
         with writing(place, call.run_header, end - start):
-            place.tree.resume(name).write(Segment(start, end), body, delta=not plain, digest=digest)
+            if plain:
+                pieces = call.body_pieces(MAX_SEGMENT_BODY_BYTES)
+                place.tree.resume(name).write_pieces(segment, pieces, digest=digest)
+            else:
+                body = call.body(MAX_SEGMENT_BODY_BYTES)
+                place.tree.resume(name).write(segment, body, delta=True, digest=digest)
         return Response(204)
     change = patching.Change(
         start=start,
         end=end,
-        body=body,
+        body=call.body(MAX_SEGMENT_BODY_BYTES),
         delta=not plain,
         truncate=call.request.header("filetruncate").lower() == "true",
         digest=digest,

@@ -193,8 +193,8 @@ class Request:
             raise LengthMismatch(path="body", expected=announced, actual=self.received_bytes)
         return pieces
 
-    async def collect(self, limit_bytes: int) -> bytes:
-        """Return the whole body as sent, at most ``limit_bytes``; raises TooLarge early where it can."""
+    async def collect(self, limit_bytes: int) -> list[bytes]:
+        """Return the whole body as sent, in pieces, at most ``limit_bytes``; TooLarge early where it can."""
         if (self.announced_bytes or 0) > limit_bytes:
             raise TooLarge(detail=f"the body is larger than {limit_bytes} bytes")
         pieces: list[bytes] = []
@@ -202,7 +202,7 @@ class Request:
             pieces += some
             if self.received_bytes > limit_bytes:
                 raise TooLarge(detail=f"the body is larger than {limit_bytes} bytes")
-        return _joined(pieces)
+        return pieces
 
     async def drain(self) -> None:
         """Take and forget what is left of a body, within reason, so that a client that sends before it

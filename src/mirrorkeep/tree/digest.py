@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from mirrorkeep.errors import DigestMismatch, LengthMismatch, MalformedRequest
 from mirrorkeep.manifest import keys
+from mirrorkeep.tree.protocol import Data
 
 BLAKE3: Final = b"blake3"
 _READ_BYTES: Final = 1 << 20
@@ -46,7 +47,7 @@ def new_hasher(fields: Mapping[bytes, bytes]) -> Hasher:
     raise MalformedRequest(detail=f"unknown digest of {digits} digits in a record")
 
 
-def check_content(path: bytes, fields: Mapping[bytes, bytes], data: bytes) -> None:
+def check_content(path: bytes, fields: Mapping[bytes, bytes], data: Data) -> None:
     """Raise LengthMismatch or DigestMismatch unless ``data`` is what the record describes."""
     size = fields.get(keys.SIZE)
     if size is not None and int(size) != len(data):

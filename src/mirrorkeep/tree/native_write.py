@@ -116,7 +116,7 @@ class NativeWriter:
             except MirrorkeepError as error:
                 failures.append(Failure(index, b"", error.code, str(error)))
                 continue
-            if failure := self._failure(index, self._actions[frame.op], record, frame.data):
+            if failure := self._failure(index, self._actions[frame.op], record, bytes(frame.data)):
                 failures.append(failure)
         return failures
 

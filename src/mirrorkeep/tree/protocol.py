@@ -41,6 +41,9 @@ class Op(enum.IntEnum):
     """Remove the entry (a directory must be empty; hidden folders do not count)."""
 
 
+Data = bytes | memoryview
+
+
 @dataclass(slots=True)
 class Frame:
     """One operation of a bundle.
@@ -48,11 +51,12 @@ class Frame:
     ``line`` is the manifest record (bytes, without newline) and goes into the sidecar verbatim.
     ``data`` is the content for PUT; for HOLD the key (ASCII, 1-64 of ``[0-9a-f]``); for PLACE the key;
     for COPY the source path; else empty.  HOLD's record is that of the *source* entry.
+    A store's PUT has a view of the request's body: it lasts as long as somebody holds it.
     """
 
     op: Op
     line: bytes
-    data: bytes = b""
+    data: Data = b""
 
 
 @dataclass(slots=True)

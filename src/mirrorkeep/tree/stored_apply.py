@@ -36,7 +36,7 @@ from mirrorkeep.tree.layout import (
     storage_error,
 )
 from mirrorkeep.tree.placement import Placement, is_node, needs_full_stamp, next_generation
-from mirrorkeep.tree.protocol import Failure, Frame, Op
+from mirrorkeep.tree.protocol import Data, Failure, Frame, Op
 from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, encode_record_sidecar, encode_sidecar
 from mirrorkeep.tree.staging import NEW_FILE, new_name, write_all
 from mirrorkeep.tree.stored_kept import KeptContent
@@ -142,7 +142,7 @@ class Application(KeptContent):
             raise
 
     def _fill(
-        self, fd: int, directory: Directory | None, fields: Mapping[bytes, bytes], data: bytes, mode: int
+        self, fd: int, directory: Directory | None, fields: Mapping[bytes, bytes], data: Data, mode: int
     ) -> bytes:
         """Write and stamp a file that was just created in ``directory`` (None: staged)."""
         placement = self._placement
@@ -268,7 +268,7 @@ def _failure(index: int, path: bytes, error: Exception) -> Failure:
     return Failure(index, path, error.code, str(error))
 
 
-def write_ranges(fd: int, sparse: bytes, data: bytes) -> None:
+def write_ranges(fd: int, sparse: bytes, data: Data) -> None:
     """Write a sparse file: its data ranges, holes elsewhere; raises OSError."""
     os.ftruncate(fd, len(data))
     view = memoryview(data)

@@ -149,7 +149,7 @@ class KeptContent(EntryPlaces):
         return fd
 
     def _hold(self, record: Record, frame: Frame) -> None:
-        held = held_name(frame.data)
+        held = held_name(bytes(frame.data))
         fd = self._open_verified(record.path, record.fields)
         try:
             try:
@@ -172,7 +172,7 @@ class KeptContent(EntryPlaces):
             os.close(fd)
 
     def _place(self, record: Record, frame: Frame) -> None:
-        held = held_name(frame.data)
+        held = held_name(bytes(frame.data))
         directory, name = self._parent(record.path)
         try:
             fd = os.open(held, READ_FILE, dir_fd=self._staging.fd)
@@ -214,7 +214,7 @@ class KeptContent(EntryPlaces):
 
     def _copy(self, record: Record, frame: Frame) -> None:
         directory, name = self._parent(record.path)
-        fd = self._open_verified(frame.data, record.fields)
+        fd = self._open_verified(bytes(frame.data), record.fields)
         try:
             self._restage(fd, directory, name, record, frame.line, None)
         finally:

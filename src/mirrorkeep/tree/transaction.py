@@ -23,8 +23,9 @@ import os
 import re
 import stat as stat_module
 import struct
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 from mirrorkeep.delta.patch import check_delta, moved_spans, patch_stream
 from mirrorkeep.errors import (
@@ -43,7 +44,7 @@ from mirrorkeep.tree.digest import hash_open_file, parse_ranges, same_digest
 from mirrorkeep.tree.durability import start_writing
 from mirrorkeep.tree.layout import split_path, storage_errors
 from mirrorkeep.tree.placement import READ_FILE, Placement
-from mirrorkeep.tree.protocol import Segment
+from mirrorkeep.tree.protocol import Data, Segment
 from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, decode_sidecar, encode_sidecar
 from mirrorkeep.tree.staging import TRANSACTION, copy_content, write_all
 
@@ -53,6 +54,8 @@ _BEGUN, _VERIFIED, _UNVERIFIED = 0, 1, 2
 _BASE_BYTES: Final = b"base_bytes"
 _VOUCHED: Final = b"base_vouched"
 _DONE: Final = b"done"
+_PIECES_AT_ONCE: Final = 1024
+"""IOV_MAX of Linux."""
 _OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -87,27 +90,25 @@ class StoredTransaction:
         at the end.  Raises DigestMismatch, LengthMismatch, MalformedDelta, PatchTargetMissing, NoSpace,
         StorageFailure: the segment counts as unwritten and may be sent again.
         """
-        self._check_open()
-        length = segment.end - segment.start
-        if length < 0 or segment.start < 0:
-            raise MalformedRequest(detail="a segment ends before it starts")
         if not delta:
-            if len(body) != length:
-                raise LengthMismatch(path=self.path, expected=length, actual=len(body))
-            self._verify(body, digest)
+            self.write_pieces(segment, [body], digest=digest)
+            return
+        self._check_segment(segment)
         with storage_errors(self.path):
             touched = any(start < segment.end and segment.start < end for start, end, _ in self._rows())
-            fd = self._open_data()
-            try:
-                self._note(segment, _BEGUN)
-                if delta:
-                    self._write_delta(fd, segment, body, digest, clean=not touched)
-                else:
-                    _write_at(fd, body, segment.start)
-                    start_writing(fd, segment.start, length)
-                self._note(segment, _UNVERIFIED if digest is None else _VERIFIED)
-            finally:
-                os.close(fd)
+            with self._writing(segment, digest) as fd:
+                self._write_delta(fd, segment, body, digest, clean=not touched)
+
+    def write_pieces(self, segment: Segment, pieces: Sequence[Data], *, digest: bytes | None) -> None:
+        """Write one segment from the pieces that it came in; as :meth:`write` without ``delta``."""
+        self._check_segment(segment)
+        length, actual = segment.end - segment.start, sum(map(len, pieces))
+        if actual != length:
+            raise LengthMismatch(path=self.path, expected=length, actual=actual)
+        self._verify(pieces, digest)
+        with storage_errors(self.path), self._writing(segment, digest) as fd:
+            _write_at(fd, pieces, segment.start)
+            start_writing(fd, segment.start, length)
 
     def finish(self, line: bytes, segments: Sequence[Segment], *, durable: bool = False) -> None:
         """Publish the file under its record ``line``; see ``protocol.Transaction``.
@@ -152,6 +153,22 @@ class StoredTransaction:
         if _DONE in self._entries:
             raise PatchTargetMissing(path=self.path, detail="the transaction is over")
 
+    def _check_segment(self, segment: Segment) -> None:
+        self._check_open()
+        if segment.end < segment.start or segment.start < 0:
+            raise MalformedRequest(detail="a segment ends before it starts")
+
+    @contextmanager
+    def _writing(self, segment: Segment, digest: bytes | None) -> Iterator[int]:
+        """Yield the file to write a segment to, with a note in the log before and after."""
+        fd = self._open_data()
+        try:
+            self._note(segment, _BEGUN)
+            yield fd
+            self._note(segment, _UNVERIFIED if digest is None else _VERIFIED)
+        finally:
+            os.close(fd)
+
     def _open_data(self) -> int:
         return os.open(self._data, _OPEN, dir_fd=self._staging.fd)
 
@@ -174,16 +191,16 @@ class StoredTransaction:
         finally:
             os.close(base)
         data = made.getbuffer()
-        self._verify(data, digest)
+        self._verify([data], digest)
         # What was written over in this range before is no clone of the base any more.
         spans = moved_spans(delta, segment.start) if clean else [(0, length)]
         for start, end in spans:
-            _write_at(fd, data[start:end], segment.start + start)
+            _write_at(fd, [data[start:end]], segment.start + start)
 
-    def _verify(self, data: bytes | memoryview, digest: bytes | None) -> None:
+    def _verify(self, pieces: Sequence[Data], digest: bytes | None) -> None:
         if digest is None:
             return
-        actual = segment_digest(data)
+        actual = segment_digest(*pieces)
         if actual != digest:
             raise DigestMismatch(path=self.path, expected=digest.hex(), actual=actual.hex())
 
@@ -358,15 +375,19 @@ def _is_vouched(base_line: bytes, status: os.stat_result, believed: Record) -> b
     )
 
 
-def segment_digest(data: bytes | memoryview) -> bytes:
-    """Return the raw transport digest of one segment (``wire.SEGMENT_DIGEST``)."""
+def segment_digest(*pieces: Data) -> bytes:
+    """Return the raw transport digest of one segment (``wire.SEGMENT_DIGEST``), given in any pieces."""
     if wire.SEGMENT_DIGEST == "blake3":
         from blake3 import blake3
 
-        return bytes(blake3(data).digest())
-    import hashlib
+        hasher: Any = blake3()
+    else:
+        import hashlib
 
-    return hashlib.new(wire.SEGMENT_DIGEST, data).digest()
+        hasher = hashlib.new(wire.SEGMENT_DIGEST)
+    for piece in pieces:
+        hasher.update(piece)
+    return bytes(hasher.digest())
 
 
 def _holes(record: Record) -> list[tuple[int, int]]:
@@ -396,8 +417,13 @@ def _read_staged(placement: Placement, name: bytes) -> bytes | None:
     return b"".join(parts)
 
 
-def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+def _write_at(fd: int, pieces: Sequence[Data], offset: int) -> None:
+    for start in range(0, len(pieces), _PIECES_AT_ONCE):
+        left = [memoryview(piece) for piece in pieces[start : start + _PIECES_AT_ONCE]]
+        while left:
+            written = os.pwritev(fd, left, offset)
+            offset += written
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if left:
+                left[0] = left[0][written:]

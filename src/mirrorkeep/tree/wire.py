@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from mirrorkeep.errors import MalformedBundle
-from mirrorkeep.tree.protocol import Frame, Op
+from mirrorkeep.tree.protocol import Data, Frame, Op
 
 PROTOCOL_VERSION: Final = 1
 
@@ -71,7 +71,7 @@ def unpack_head(data: bytes, position: int = 0) -> tuple[int, int, int]:
 
 def pack_bundle(frames: Iterable[Frame]) -> bytes:
     """Return the whole bundle, end mark included."""
-    parts: list[bytes] = []
+    parts: list[Data] = []
     for frame in frames:
         parts += (_HEAD.pack(frame.op, len(frame.line), len(frame.data)), frame.line, frame.data)
     parts.append(END)
@@ -84,8 +84,11 @@ def unpack_bundle(body: bytes) -> Iterator[Frame]:
     The framing of the *whole* bundle is checked before the first frame is yielded, so a damaged or
     truncated body changes nothing.
     """
+    view = memoryview(body)
     for op, line_start, data_start, end in _scan(body):
-        yield Frame(op, body[line_start:data_start], body[data_start:end])
+        # The content of files, which is nearly everything, is not copied once more.
+        data = view[data_start:end] if op is Op.PUT else body[data_start:end]
+        yield Frame(op, body[line_start:data_start], data)
 
 
 def _scan(body: bytes) -> list[tuple[Op, int, int, int]]:

@@ -53,6 +53,34 @@ def send(transaction: StoredTransaction, content: bytes, segment: Segment) -> No
     transaction.write(segment, body, delta=False, digest=segment_digest(body))
 
 
+def cut(content: bytes, length: int) -> list[bytes]:
+    return [content[at : at + length] for at in range(0, len(content), length)]
+
+
+@pytest.mark.parametrize("length", [1, 999, 1 << 20])
+def test_a_segment_is_written_from_the_pieces_it_came_in(
+    tree: StoredTree, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    content = os.urandom(5000)
+    transaction = tree.begin(file_line(b"f", content), on_base=False)
+    written = os.pwritev
+
+    def interrupted(fd: int, pieces: list[memoryview], offset: int) -> int:
+        """Take what a signal or a full disk may leave of a write: here and there, only a part."""
+        return written(fd, [b"".join(pieces)[: max(1, len(pieces) * len(pieces[0]) * 2 // 3)]], offset)
+
+    monkeypatch.setattr(os, "pwritev", interrupted)
+    whole = Segment(0, len(content))
+    pieces = cut(content, length)  # of one byte each: more than one call of the system may take
+    with pytest.raises(LengthMismatch):
+        transaction.write_pieces(whole, pieces[1:], digest=segment_digest(content))
+    with pytest.raises(DigestMismatch):
+        transaction.write_pieces(whole, [b"!", *cut(content[1:], length)], digest=segment_digest(content))
+    transaction.write_pieces(whole, pieces, digest=segment_digest(*pieces))
+    transaction.finish(file_line(b"f", content), [whole])
+    assert tree.check(b"f", file_line(b"f", content), content=True) == []
+
+
 def opening(path: bytes, base: bytes) -> bytes:
     """Return the record a sender opens with: the base's digest, as it believes."""
     return format_record(path, {keys.TYPE: keys.FILE, keys.HASH: file_fields(base)[keys.HASH]})
