@@ -10,7 +10,6 @@ Memory: the current run of siblings and one flag a directory level.
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
@@ -19,7 +18,7 @@ from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.record import Record, format_record
 from mirrorkeep.sync.index import Head, OldSide
 from mirrorkeep.sync.journal import Stretch
-from mirrorkeep.tree.walk import STAT, Directory, Event, Siblings, Unreadable
+from mirrorkeep.tree.walk import Directory, Event, Siblings, Unreadable
 
 LOOK_AGAIN: Final = b"look_again"
 """Field of a patch record: the mirror may not be as the record says, which looking and stamping will show."""
@@ -127,18 +126,33 @@ class Detector:
         for start in range(0, len(names), RETRY_RUN):
             end = start + RETRY_RUN
             part = Siblings(event.parent, names[start:end], blobs[start:end])
-            if not self._old.is_exhausted and (self._next_patch is None or self._patch_after(part)):
+            as_listed = self._next_patch is None or self._patch_after(part)
+            if as_listed and self._matches(part):
+                continue
+            if as_listed and not self._is_before_old(prefix + part.names[-1]):
                 self._halve(part, prefix)
             else:
                 for name, blob in zip(part.names, part.blobs, strict=True):
                     self._sibling(event.parent, prefix + name, blob)
 
+    def _matches(self, part: Siblings) -> bool:
+        """Pass over siblings that are as they were."""
+        matches = self._old.match(b"".join(part.blobs), len(part.names))
+        if matches:
+            self.unchanged_entries += len(part.names)
+        return matches
+
+    def _is_before_old(self, path: bytes) -> bool:
+        """Whether everything up to ``path`` is new: the old manifest goes on behind it, or has ended."""
+        head = self._old.head()
+        return head is None or head.key > order_key(path)
+
     def _halve(self, part: Siblings, prefix: bytes) -> None:
         """Find what differs among a few siblings: half of what does not match is looked at again."""
         names, blobs = part.names, part.blobs
-        if self._old.match(b"".join(blobs), len(names)):
-            self.unchanged_entries += len(names)
-        elif len(names) == 1:
+        if self._matches(part):
+            return
+        if len(names) == 1:
             self._sibling(part.parent, prefix + names[0], blobs[0])
         else:
             middle = len(names) // 2
@@ -243,8 +257,3 @@ class Detector:
         self._pass(head)
         self._touched.discard(head.path)  # it was a directory: nobody asks any more
         self._touched.add(head.path.rpartition(b"/")[0])
-
-
-def is_directory(blob: bytes) -> bool:
-    """Return whether the blob is a directory's."""
-    return stat.S_ISDIR(STAT.unpack_from(blob)[0])

@@ -230,11 +230,6 @@ class OldSide:
         self._head: Head | None = None
         self._first_offset = 0
 
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether the cursor stands behind the last entry: nothing matches any more."""
-        return self.position >= self.entries
-
     def match(self, blobs: bytes, count: int) -> bool:
         """If the next ``count`` entries are exactly ``blobs``, pass over them."""
         start = self.blob_offset - self._window_start

@@ -28,7 +28,7 @@ from typing import IO, Any, Final
 from mirrorkeep.errors import MirrorkeepError, NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import inode_of, kind_of
-from mirrorkeep.sync.detect import Detector, is_directory
+from mirrorkeep.sync.detect import Detector
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.index import Head, OldSide, seal_index, settled_blob, unsettled_blob
 from mirrorkeep.sync.input import Input
@@ -212,7 +212,7 @@ class MirrorRun:
     def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
         """Look at an entry that may differ."""
         kind, old_kind = kind_of_blob(blob), kind_of(head.line)
-        item = Item(path, blob, head.line, forced=forced)
+        item = Item(path, blob, head.line, forced=forced, directory=kind == keys.DIRECTORY)
         if kind != old_kind:
             self._late.remove(path, head.line)
             item.old_line = b""
@@ -234,14 +234,14 @@ class MirrorRun:
 
     def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
         """Bring over an entry that the manifest does not have."""
-        item = Item(path, blob, forced=forced)
-        kind = kind_of_blob(blob)
-        if kind == keys.DIRECTORY:
+        mode, _, _, links, size_bytes, *_ = STAT.unpack_from(blob)
+        item = Item(path, blob, forced=forced, directory=stat.S_ISDIR(mode))
+        if item.directory:
             self._send(item)
         elif (
-            (kind == keys.FILE and self.leaders.is_further(item))
+            (links > 1 and stat.S_ISREG(mode) and self.leaders.is_further(item))
             or not self._first_run
-            or self._late.repeats.should_wait(item)
+            or (size_bytes > SMALL_FILE_BYTES and self._late.repeats.should_wait(item))
         ):
             self._defer(item)
         else:
@@ -269,7 +269,6 @@ class MirrorRun:
     def _send(self, item: Item) -> None:
         self._journal.add(item)
         self._intend(item)
-        item.directory = is_directory(item.blob)
         self._dispatch.send(item, Wanted(item.path, item.old_line, item.forced))
         self._go_on()
 
