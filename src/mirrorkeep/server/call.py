@@ -86,12 +86,13 @@ class Call:
 
     def body(self, limit_bytes: int) -> bytes:
         """Return the unpacked body.  Raises MalformedRequest, TooLarge."""
-        pieces = self.pieces
-        packed = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return unpack(packed, gzipped=self.request.gzipped, limit_bytes=limit_bytes)
+        return unpack(b"".join(self.pieces), gzipped=self.request.gzipped, limit_bytes=limit_bytes)
 
     def body_pieces(self, limit_bytes: int) -> list[bytes]:
-        """Return the unpacked body in pieces of any length: nothing is copied when it came as it is."""
+        """Return the unpacked body in pieces of any length: nothing is copied when it came as it is.
+
+        Raises MalformedRequest, TooLarge.
+        """
         if self.request.gzipped or sum(map(len, self.pieces)) > limit_bytes:
             return [self.body(limit_bytes)]
         return self.pieces

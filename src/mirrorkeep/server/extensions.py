@@ -158,6 +158,7 @@ def patch_apply(call: Call) -> Response:
     place = call.writable()
     start, end, _ = parse_content_range(call.request.header("content-range"))
     plain = call.request.header(wire.PLAIN_SEGMENT_HEADER).lower() == "true"
+    pieces = call.body_pieces(MAX_SEGMENT_BODY_BYTES)
     name = call.request.header(wire.TRANSACTION_HEADER)
     digest = _segment_digest(call.request.header(wire.DIGEST_HEADER))
     if name:
@@ -167,17 +168,16 @@ def patch_apply(call: Call) -> Response:
             raise MalformedRequest(detail=f"a segment of a transaction needs {wire.DIGEST_HEADER}")
         segment = Segment(start, end)
         with writing(place, call.run_header, end - start):
+            transaction = place.tree.resume(name)
             if plain:
-                pieces = call.body_pieces(MAX_SEGMENT_BODY_BYTES)
-                place.tree.resume(name).write_pieces(segment, pieces, digest=digest)
+                transaction.write_pieces(segment, pieces, digest=digest)
             else:
-                body = call.body(MAX_SEGMENT_BODY_BYTES)
-                place.tree.resume(name).write(segment, body, delta=True, digest=digest)
+                transaction.write(segment, b"".join(pieces), delta=True, digest=digest)
         return Response(204)
     change = patching.Change(
         start=start,
         end=end,
-        body=call.body(MAX_SEGMENT_BODY_BYTES),
+        body=b"".join(pieces),
         delta=not plain,
         truncate=call.request.header("filetruncate").lower() == "true",
         digest=digest,

@@ -159,7 +159,7 @@ class Request:
         Raises ClientGone when the connection ended first, RequestTimeout when nothing came for
         ``idle_timeout_s``, LengthMismatch when Content-Length was not kept.
         """
-        return _joined(await self._read_pieces(BATCH_BYTES))
+        return b"".join(await self._read_pieces(BATCH_BYTES))
 
     async def _read_pieces(self, limit_bytes: int) -> list[bytes]:
         """Return the next pieces of the body, ``limit_bytes`` or one piece more; [] at the end."""
@@ -221,10 +221,6 @@ class Request:
             message = await self._receive()
             if message["type"] != "http.request":
                 return
-
-
-def _joined(pieces: list[bytes]) -> bytes:
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Unpacker:

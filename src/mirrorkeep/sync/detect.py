@@ -126,38 +126,31 @@ class Detector:
         for start in range(0, len(names), RETRY_RUN):
             end = start + RETRY_RUN
             part = Siblings(event.parent, names[start:end], blobs[start:end])
-            as_listed = self._next_patch is None or self._patch_after(part)
-            if as_listed and self._matches(part):
-                continue
-            if as_listed and not self._is_before_old(prefix + part.names[-1]):
+            if self._next_patch is None or self._patch_after(part):
                 self._halve(part, prefix)
             else:
-                for name, blob in zip(part.names, part.blobs, strict=True):
-                    self._sibling(event.parent, prefix + name, blob)
+                self._one_by_one(part, prefix)
 
-    def _matches(self, part: Siblings) -> bool:
-        """Pass over siblings that are as they were."""
-        matches = self._old.match(b"".join(part.blobs), len(part.names))
-        if matches:
-            self.unchanged_entries += len(part.names)
-        return matches
+    def _halve(self, part: Siblings, prefix: bytes) -> None:
+        """Find what differs among a few siblings: half of what does not match is looked at again."""
+        names, blobs = part.names, part.blobs
+        if self._old.match(b"".join(blobs), len(names)):
+            self.unchanged_entries += len(names)
+        elif len(names) == 1 or self._is_before_old(prefix + names[-1]):
+            self._one_by_one(part, prefix)
+        else:
+            middle = len(names) // 2
+            self._halve(Siblings(part.parent, names[:middle], blobs[:middle]), prefix)
+            self._halve(Siblings(part.parent, names[middle:], blobs[middle:]), prefix)
 
     def _is_before_old(self, path: bytes) -> bool:
         """Whether everything up to ``path`` is new: the old manifest goes on behind it, or has ended."""
         head = self._old.head()
         return head is None or head.key > order_key(path)
 
-    def _halve(self, part: Siblings, prefix: bytes) -> None:
-        """Find what differs among a few siblings: half of what does not match is looked at again."""
-        names, blobs = part.names, part.blobs
-        if self._matches(part):
-            return
-        if len(names) == 1:
-            self._sibling(part.parent, prefix + names[0], blobs[0])
-        else:
-            middle = len(names) // 2
-            self._halve(Siblings(part.parent, names[:middle], blobs[:middle]), prefix)
-            self._halve(Siblings(part.parent, names[middle:], blobs[middle:]), prefix)
+    def _one_by_one(self, part: Siblings, prefix: bytes) -> None:
+        for name, blob in zip(part.names, part.blobs, strict=True):
+            self._sibling(part.parent, prefix + name, blob)
 
     def _sibling(self, parent: bytes, path: bytes, blob: bytes) -> None:
         if self._entry(path, blob):

@@ -234,14 +234,14 @@ class MirrorRun:
 
     def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
         """Bring over an entry that the manifest does not have."""
-        mode, _, _, links, size_bytes, *_ = STAT.unpack_from(blob)
-        item = Item(path, blob, forced=forced, directory=stat.S_ISDIR(mode))
+        kind = kind_of_blob(blob)
+        item = Item(path, blob, forced=forced, directory=kind == keys.DIRECTORY)
         if item.directory:
             self._send(item)
         elif (
-            (links > 1 and stat.S_ISREG(mode) and self.leaders.is_further(item))
+            (kind == keys.FILE and self.leaders.is_further(item))
             or not self._first_run
-            or (size_bytes > SMALL_FILE_BYTES and self._late.repeats.should_wait(item))
+            or self._late.repeats.should_wait(item)
         ):
             self._defer(item)
         else:

@@ -11,6 +11,7 @@ Not here: unpacking (the server checks the unpacked bytes against the sender's d
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Final, Literal
 
 Policy = Literal["auto", "always", "never"]
@@ -48,18 +49,19 @@ class Compressor:
         rate = size_bytes / max(seconds, 1e-6)
         self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
 
-    def is_worth_asking(self, size_bytes: int) -> bool:
-        """Return whether a body of so many bytes may be compressed at all, whatever is in it."""
-        if self.policy == "never" or size_bytes < MIN_BYTES:
-            return False
-        return self.policy == "always" or self._rate is None or self._rate <= SLOW_LINK_BYTES_PER_S
+    def pack(self, body: bytes, packed: Callable[[], bool] = lambda: False) -> bytes | None:
+        """Return the gzip container of ``body``, or None when it should go as it is.
 
-    def pack(self, body: bytes, *, packed: bool = False) -> bytes | None:
-        """Return the gzip container of ``body``, or None when it should go as it is."""
-        if packed or not self.is_worth_asking(len(body)):
+        ``packed`` tells whether the content is compressed already; asked only where that matters.
+        """
+        if self.policy == "never" or len(body) < MIN_BYTES:
+            return None
+        if self.policy == "auto" and self._rate is not None and self._rate > SLOW_LINK_BYTES_PER_S:
             return None
         if self.policy == "auto" and self._rate is None and len(body) > 4 * SAMPLE_BYTES:
             return None  # the first large upload measures the link
+        if packed():
+            return None
         middle = max(0, (len(body) - SAMPLE_BYTES) // 2)
         sample = body[middle : middle + SAMPLE_BYTES]
         if len(zlib.compress(sample, 1)) > WORTHWHILE_RATIO * len(sample):

@@ -42,6 +42,7 @@ class Op(enum.IntEnum):
 
 
 Data = bytes | memoryview
+"""Content, or a view of where it came in."""
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 from mirrorkeep.errors import MalformedBundle, MirrorkeepError, StoreUnreachable
@@ -66,8 +67,13 @@ class RemoteTree:
         """Carry out frames in one BUNDLE-APPLY; the caller keeps them within the wire's limits."""
         listed = list(frames)
         body = wire.pack_bundle(listed)
-        packed = self._compressor.is_worth_asking(len(body)) and 2 * _packed_bytes(listed) > len(body)
-        answer = self._upload(wire.BUNDLE_APPLY, self.client.url(), body, {}, packed=packed)
+        answer = self._upload(
+            wire.BUNDLE_APPLY,
+            self.client.url(),
+            body,
+            {},
+            packed=lambda: 2 * _packed_bytes(listed) > len(body),
+        )
         result = json.loads(answer)
         return [
             Failure(one["index"], one["path"].encode("utf-8", "surrogateescape"), one["code"], one["detail"])
@@ -83,10 +89,10 @@ class RemoteTree:
         return RemoteTransaction(self, path, answer.json()["transaction"], size_bytes)
 
     def _upload(
-        self, method: str, url: str, body: bytes, headers: dict[str, str], *, packed: bool = False
+        self, method: str, url: str, body: bytes, headers: dict[str, str], *, packed: Callable[[], bool]
     ) -> bytes:
         headers = {**self._run, "Content-Type": "application/octet-stream", **headers}
-        squeezed = self._compressor.pack(body, packed=packed)
+        squeezed = self._compressor.pack(body, packed)
         if squeezed is not None:
             headers["Content-Transfer-Encoding"] = "gzip"
             body = squeezed
@@ -191,7 +197,7 @@ class RemoteTransaction:
         if not delta:
             headers[wire.PLAIN_SEGMENT_HEADER] = "true"
         url = self._tree.client.url(self._path)
-        self._tree._upload(wire.PATCH_APPLY, url, body, headers, packed=packed_by_type(self._path))
+        self._tree._upload(wire.PATCH_APPLY, url, body, headers, packed=partial(packed_by_type, self._path))
 
     def finish(self, line: bytes, segments: Sequence[Segment]) -> None:
         """Publish the file."""

@@ -25,7 +25,7 @@ import stat as stat_module
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from mirrorkeep.delta.patch import check_delta, moved_spans, patch_stream
 from mirrorkeep.errors import (
@@ -40,7 +40,7 @@ from mirrorkeep.errors import (
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.tree import wire
-from mirrorkeep.tree.digest import hash_open_file, parse_ranges, same_digest
+from mirrorkeep.tree.digest import Hasher, hash_open_file, parse_ranges, same_digest
 from mirrorkeep.tree.durability import start_writing
 from mirrorkeep.tree.layout import split_path, storage_errors
 from mirrorkeep.tree.placement import READ_FILE, Placement
@@ -380,14 +380,14 @@ def segment_digest(*pieces: Data) -> bytes:
     if wire.SEGMENT_DIGEST == "blake3":
         from blake3 import blake3
 
-        hasher: Any = blake3()
+        hasher: Hasher = blake3()
     else:
         import hashlib
 
         hasher = hashlib.new(wire.SEGMENT_DIGEST)
     for piece in pieces:
         hasher.update(piece)
-    return bytes(hasher.digest())
+    return hasher.digest()
 
 
 def _holes(record: Record) -> list[tuple[int, int]]:
@@ -418,6 +418,7 @@ def _read_staged(placement: Placement, name: bytes) -> bytes | None:
 
 
 def _write_at(fd: int, pieces: Sequence[Data], offset: int) -> None:
+    """Write all of ``pieces``, one behind the other; raises OSError."""
     for start in range(0, len(pieces), _PIECES_AT_ONCE):
         left = [memoryview(piece) for piece in pieces[start : start + _PIECES_AT_ONCE]]
         while left:

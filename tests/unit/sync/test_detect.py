@@ -16,7 +16,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.record import Record, format_record
 from mirrorkeep.manifest.writer import ManifestWriter
-from mirrorkeep.sync.detect import Detector
+from mirrorkeep.sync.detect import RETRY_RUN, Detector
 from mirrorkeep.sync.index import Head, IndexWriter, OldSide, empty_old_side, open_index, seal_index
 from mirrorkeep.sync.journal import Stretch
 from mirrorkeep.tree.native import NativeTree
@@ -155,6 +155,29 @@ def test_everything_is_new_on_nothing(tree: Tree) -> None:
     detector.run(iter(tree.events()))
     assert seen.of("new") == tree.paths()
     assert not detector.nothing_differs
+
+
+@pytest.mark.parametrize("folder", ["another", "zzz/below"])  # before what is old, and behind it
+def test_what_is_new_as_a_whole_is_compared_once(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    for number in range(3 * RETRY_RUN):
+        tree.write(f"{folder}/{number:04}")
+    asked: list[int] = []
+    match = OldSide.match
+
+    def counting(self: OldSide, blobs: bytes, count: int) -> bool:
+        asked.append(count)
+        return match(self, blobs, count)
+
+    monkeypatch.setattr(OldSide, "match", counting)
+    seen = tree.detect()
+    inside = os.fsencode(folder) + b"/"
+    assert sum(path.startswith(inside) for path in seen.of("new")) == 3 * RETRY_RUN
+    assert seen.of("removed") == []
+    # Each stretch of siblings once; the rest of the tree has 104 files and five folders.
+    assert asked.count(RETRY_RUN) == 3
+    assert len(asked) < 40
 
 
 def test_new_changed_and_removed_entries_are_told_in_order(tree: Tree) -> None:
