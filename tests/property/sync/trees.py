@@ -136,7 +136,7 @@ class Tree:
             os.rename(log + b".1", log + b".2")
         with suppress(OSError):
             os.rename(log, log + b".1")
-        with open(log, "wb") as stream:
+        with open(log, "xb") as stream:  # what would not make way may be a FIFO that nobody reads
             stream.write(b"fresh" * 10)
 
     def do_remove(self, path: bytes) -> None:
