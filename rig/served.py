@@ -179,11 +179,16 @@ class Served:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        self._timer = threading.Timer(self.limit_s, self.process.kill)
+        self._timer = threading.Timer(self.limit_s, self._end_overdue, [self.process])
         self._timer.daemon = True
         self._timer.start()
         self._await_listening(began + within_s)
         return time.monotonic() - began
+
+    def _end_overdue(self, process: subprocess.Popen[bytes]) -> None:
+        with self.log.open("a") as log:
+            log.write(f"killed: a server of a test lives {self.limit_s:g} s (limit_s)\n")
+        process.kill()
 
     def _await_listening(self, deadline: float) -> None:
         process = self.process

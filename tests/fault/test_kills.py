@@ -150,10 +150,16 @@ def run_kills(
     )
 
 
+def limit_s(kills: int) -> float:
+    """Return how long a server may live; three seconds a kill are usual."""
+    return 600 + 20 * kills
+
+
 @pytest.mark.btrfs
 @pytest.mark.timeout(0)
 def test_the_client_is_killed(make_served: Callable[..., Served], tmp_path: Path, kill_count: int) -> None:
-    run_kills(make_served(driver="btrfs", size="4G"), tmp_path, kill_count * 4 // 10, ("client",))
+    kills = kill_count * 4 // 10
+    run_kills(make_served(driver="btrfs", size="4G", limit_s=limit_s(kills)), tmp_path, kills, ("client",))
 
 
 @pytest.mark.btrfs
@@ -161,18 +167,22 @@ def test_the_client_is_killed(make_served: Callable[..., Served], tmp_path: Path
 def test_the_client_is_killed_while_a_folder_is_away(
     make_served: Callable[..., Served], tmp_path: Path, kill_count: int
 ) -> None:
-    run_kills(make_served(driver="btrfs", size="4G"), tmp_path, kill_count // 5, ("client_while_away",))
+    kills = kill_count // 5
+    served = make_served(driver="btrfs", size="4G", limit_s=limit_s(kills))
+    run_kills(served, tmp_path, kills, ("client_while_away",))
 
 
 @pytest.mark.btrfs
 @pytest.mark.timeout(0)
 def test_the_server_is_killed(make_served: Callable[..., Served], tmp_path: Path, kill_count: int) -> None:
-    run_kills(make_served(driver="btrfs", size="4G"), tmp_path, kill_count * 3 // 10, ("server",))
+    kills = kill_count * 3 // 10
+    run_kills(make_served(driver="btrfs", size="4G", limit_s=limit_s(kills)), tmp_path, kills, ("server",))
 
 
 @pytest.mark.timeout(0)
 def test_both_are_killed_on_the_dir_driver(
     make_served: Callable[..., Served], tmp_path: Path, kill_count: int
 ) -> None:
+    kills = kill_count - kill_count * 9 // 10
     sides = ("client", "client_while_away", "server")
-    run_kills(make_served(driver="dir"), tmp_path, kill_count - kill_count * 9 // 10, sides)
+    run_kills(make_served(driver="dir", limit_s=limit_s(kills)), tmp_path, kills, sides)
