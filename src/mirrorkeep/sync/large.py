@@ -1,8 +1,9 @@
 """A large file's way: segments in parallel, one hash over the whole, published when both are done.
 
-One thread hashes the file from front to back while others cut it into segments, compare each with the
-signature of what the mirror has, and send what differs.  Nothing is visible on the mirror before the
-whole file was read, did not change meanwhile, and every segment is there.
+Each thread takes the next segment, reads it, compares it with the signature of what the mirror has, adds
+it to the hash of the whole when its turn has come, and sends it where it differs: what is hashed is what
+is compared and sent, read once.  Nothing is visible on the mirror before the whole file was read, did not
+change meanwhile, and every segment is there.
 
 Memory: a few segments.  A crash leaves an unfinished transaction, which expires on the server.
 """
@@ -195,6 +196,7 @@ class _Sending:
         self._written: list[Segment] = []
         self._digests: dict[Span, bytes] = {}
         self._known: dict[Span, bytes] = {}
+        self._whole: _WholeDigest | None = None
         self._stop = False
 
     def know(self, base_line: bytes) -> None:
@@ -210,8 +212,9 @@ class _Sending:
 
     def run(self, digest_name: str, known: bytes = b"") -> bytes:
         """Send every segment that differs; returns the digest (hex) of the whole, made unless ``known``."""
-        with ThreadPoolExecutor(SEGMENT_THREADS + 1, thread_name_prefix="segment") as pool:
-            whole = pool.submit(hash_content, self._fd, self._size_bytes, digest_name) if not known else None
+        if not known:
+            self._whole = _WholeDigest(digest_name)
+        with ThreadPoolExecutor(SEGMENT_THREADS, thread_name_prefix="segment") as pool:
             segments = plan_segments(self._size_bytes)
             lock = threading.Lock()
             workers = [pool.submit(self._take, segments, lock) for _ in range(SEGMENT_THREADS)]
@@ -219,9 +222,9 @@ class _Sending:
                 for worker in workers:
                     worker.result()
             except BaseException:
-                self._stop = True
+                self._end()
                 raise
-            return whole.result() if whole is not None else known
+        return self._whole.hexdigest() if self._whole is not None else known
 
     def finish(self, line: bytes) -> None:
         """Publish what was sent under the new record."""
@@ -230,25 +233,36 @@ class _Sending:
 
     def abandon(self) -> None:
         """Drop what was sent."""
-        self._stop = True
+        self._end()
         if self._transaction is not None:
             self._transaction.abandon()
 
+    def _end(self) -> None:
+        self._stop = True
+        if self._whole is not None:
+            self._whole.give_up()
+
     def _take(self, segments: Iterator[tuple[int, int]], lock: threading.Lock) -> None:
-        while not self._stop:
-            with lock:
-                span = next(segments, None)
-            if span is None:
-                return
-            self._send(Segment(*span))
+        try:
+            while not self._stop:
+                with lock:
+                    span = next(segments, None)
+                if span is None:
+                    return
+                self._send(Segment(*span))
+        except BaseException:
+            self._end()  # the others wait for this segment's turn
+            raise
 
     def _send(self, segment: Segment) -> None:
         change = self._change(segment)
         span = segment.start, segment.end
+        data = change.data if change is not None else _read(self._fd, segment)
+        if self._whole is not None and not self._whole.add(segment.start, data):
+            return  # given up: whoever failed says why
         if change is not None and change.kind is ChangeKind.UNCHANGED:
             self._digests[span] = self._known.get(span) or segment_digest(change.data)
             return
-        data = change.data if change is not None else _read(self._fd, segment)
         digest = blake3(data).digest()
         self._digests[span] = digest[:DIGEST_BYTES]
         try:
@@ -283,6 +297,41 @@ class _Sending:
                 )
                 self._transaction = self._slave.begin(opening, on_base=self._difference is not None)
             return self._transaction
+
+
+class _WholeDigest:
+    """The digest of a whole file from its segments, which any number of threads bring in any order."""
+
+    def __init__(self, digest_name: str) -> None:
+        self._hasher = new_hasher(digest_name)
+        self._position = 0
+        self._turn = threading.Condition()
+        self._given_up = False
+
+    def add(self, start: int, data: bytes | memoryview) -> bool:
+        """Wait for the turn of the segment at ``start`` and hash it; False when there will be no turn.
+
+        Whoever takes segments in order and brings each before the next waits for nobody who waits for it.
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: self._position == start or self._given_up)
+            if self._given_up:
+                return False
+        self._hasher.update(data)  # the turn is the lock, and lets others read and send meanwhile
+        with self._turn:
+            self._position = start + len(data)
+            self._turn.notify_all()
+        return True
+
+    def give_up(self) -> None:
+        """Let everybody go who waits; may be repeated."""
+        with self._turn:
+            self._given_up = True
+            self._turn.notify_all()
+
+    def hexdigest(self) -> bytes:
+        """Return the digest (hex) of what was added."""
+        return str(self._hasher.hexdigest()).encode()
 
 
 def hash_content(fd: int, size_bytes: int, digest_name: str) -> bytes:
