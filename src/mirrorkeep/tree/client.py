@@ -32,6 +32,7 @@ from mirrorkeep.errors import (
     StoreUnreachable,
     error_for_code,
 )
+from mirrorkeep.tree.tls import TlsConnection
 
 TIMEOUT_S: Final = 120.0
 PATIENCE_S: Final = 60.0
@@ -240,16 +241,16 @@ class StoreClient:
 
     # --- connections ---------------------------------------------------------------------------
 
-    def _connection(self) -> http.client.HTTPSConnection:
-        connection: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
+    def _connection(self) -> TlsConnection:
+        connection: TlsConnection | None = getattr(self._local, "connection", None)
         if connection is not None and self._local.pid != os.getpid():
             connection.close()  # a fork's copy: the parent goes on with it, this process opens its own
             connection = None
         if connection is None:
             if self._context is None:
                 self._context = ssl.create_default_context(cafile=self._ca)
-            connection = http.client.HTTPSConnection(
-                self.target.host, self.target.port, timeout=TIMEOUT_S, context=self._context
+            connection = TlsConnection(
+                self.target.host, self.target.port, timeout_s=TIMEOUT_S, context=self._context
             )
             self._local.connection = connection
             self._local.pid = os.getpid()
@@ -272,7 +273,7 @@ class StoreClient:
 
     def _open(
         self, method: str, url: str, body: bytes | None, headers: dict[str, str]
-    ) -> tuple[http.client.HTTPSConnection, http.client.HTTPResponse]:
+    ) -> tuple[TlsConnection, http.client.HTTPResponse]:
         deadline = time.monotonic() + self.patience_s
         pause_s = 0.1
         while True:
