@@ -168,7 +168,7 @@ class Request:
         receive = self._receive
         loop = asyncio.get_running_loop()
         try:
-            # One timer for many pieces (a body comes in pieces of 16 kB): it is put off as bytes arrive.
+            # One timer for many pieces (a slow line brings 16 kB each): it is put off as bytes arrive.
             async with asyncio.timeout(self.idle_timeout_s) as idle:
                 step_s = min(1.0, self.idle_timeout_s / 8)
                 put_off_s = loop.time() + step_s

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
@@ -50,6 +51,8 @@ EXPIRY_S: Final = 86400.0
 """Uploads and transactions that nobody touched for a day are given up."""
 HOUSEKEEPING_S: Final = 3600.0
 VALIDATOR_NICENESS: Final = 10
+BODY_PIECE_BYTES: Final = 1024 * 1024
+"""How much of a body the HTTP layer hands over at most; each piece wakes the event loop."""
 
 log = logging.getLogger("mirrorkeep.server")
 
@@ -115,6 +118,7 @@ def make_supervisor(address: Listen, certificate: str, key: str, workers: int) -
         interface=Interfaces.ASGI,
         workers=max(1, workers),
         http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(max_buffer_size=BODY_PIECE_BYTES),
         websockets=False,
         loop=Loops.asyncio,
         backlog=2048,
