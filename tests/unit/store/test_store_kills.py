@@ -2,7 +2,7 @@
 
 A child process runs the operation and ends itself (``os._exit``, as SIGKILL would) before the N-th line of
 the store's code; then the parent looks with fresh objects.  By default N takes a sample of all lines;
-``MIRRORKEEP_KILLS=100000`` tries every one.
+``scripts/soak``, and ``MIRRORKEEP_KILLS=1000``, try every one, or every other of more than two thousand.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mirrorkeep.store.pool import Store
 from mirrorkeep.store.volume import Part
 from tests.unit.store.part_at_work import close, digest_of, make_store, manifest_of
 
+pytestmark = pytest.mark.soak
 SMALL = manifest_of([b"a", b"b/c"])
 STORE = os.path.dirname(recovery.__file__)
 DIED = 77
@@ -96,7 +97,9 @@ def fresh(store: Store, path: bytes) -> Part:
 
 
 def reopened(store: Store) -> Store:
-    """The store as another process sees it; closed at the end of the test."""
+    """The store as another process sees it; closed when the next one is opened, or the test ends."""
+    while OPENED:
+        OPENED.pop().close()
     OPENED.append(Store.open(store.data, clock=store.clock))
     return OPENED[-1]
 
