@@ -7,6 +7,7 @@ import os
 import ssl
 from pathlib import Path
 
+from mirrorkeep.store.open_trees import MOST_OPEN
 from mirrorkeep.store.pool import Store
 from rig.served import Served, Volume, checked, command
 
@@ -84,6 +85,24 @@ def test_a_volume_that_was_never_synced_has_no_snapshots(store: Served) -> None:
     missing = command("snapshots", volume.url.replace("fresh", "stale"), environment=volume.environment)
     assert (missing.status, missing.output) == (1, "")
     assert "not found" in missing.errors or "not_found" in missing.errors
+
+
+def test_a_worker_keeps_few_descriptors_however_many_parts_it_served(store: Served) -> None:
+    volume = store.create_volume("many")
+    opened = Store.open(str(store.data))
+    for number in range(2 * MOST_OPEN):
+        opened.volume("many").part(b"p%d" % number, create=True)
+    opened.close()
+    context = ssl.create_default_context(cafile=volume.ca)
+    link = http.client.HTTPSConnection(volume.url.split("/")[2], context=context, timeout=20)
+    for number in range(2 * MOST_OPEN):
+        headers = {"Authorization": f"Bearer {volume.token}", "Depth": "0"}
+        link.request("PROPFIND", f"/volumes/many/p{number}/", None, headers)
+        answer = link.getresponse()
+        assert (answer.status, len(answer.read()) > 0) == (207, True)
+    link.close()
+    most = max(len(os.listdir(f"/proc/{pid}/fd")) for pid in store.pids)
+    assert MOST_OPEN < most < 2 * MOST_OPEN + 60
 
 
 def test_what_lies_in_or_around_a_part_has_no_list_of_its_own(store: Served, tmp_path: Path) -> None:

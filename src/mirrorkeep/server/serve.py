@@ -259,10 +259,9 @@ def expire_staging(data: str, older_than_s: float = EXPIRY_S) -> int:
     try:
         for volume in store.volumes():
             parts = volume.parts()
-            trees = [part.tree() for part in parts]
+            removed += sum(part.tree().empty_staging(older_than_s) for part in parts)
             if all(part.path for part in parts):
-                trees.append(volume.plain_tree())
-            removed += sum(tree.empty_staging(older_than_s) for tree in trees)
+                removed += volume.plain_tree().empty_staging(older_than_s)
     finally:
         store.close()
     return removed

@@ -24,6 +24,7 @@ from mirrorkeep.errors import AlreadyExists, BadUsage, MirrorkeepError, NoSpace,
 from mirrorkeep.store import keys
 from mirrorkeep.store.driver import Driver, Usage, choose_driver, open_driver
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
+from mirrorkeep.store.open_trees import OpenTrees
 from mirrorkeep.store.queue import Queue
 from mirrorkeep.store.records import (
     RecordCache,
@@ -55,6 +56,7 @@ class Store:
         self.registry = Registry(self.data)
         self.driver: Driver = open_driver(self.data, settings)
         self.tree_options: dict[str, Any] = {"shared_inodes": self.driver.capabilities.shares_inodes}
+        self.open_trees = OpenTrees()
         self._records = RecordCache()
         self._volumes: dict[str, Volume] = {}
         self._volumes_lock = threading.Lock()

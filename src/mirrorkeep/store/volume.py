@@ -21,6 +21,7 @@ from mirrorkeep.errors import NotFound, PartNesting, PathRefused
 from mirrorkeep.store import locks
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.store.history import History, SnapshotInfo
+from mirrorkeep.store.open_trees import TipTree
 from mirrorkeep.store.records import RecordCache, write_record
 from mirrorkeep.tree.durability import flush_directory
 from mirrorkeep.tree.layout import HIDDEN, MANIFEST
@@ -76,7 +77,7 @@ class Volume:
         self._records = os.path.join(self.folder, "parts")
         self._known: tuple[int, frozenset[str]] = (-1, frozenset())
         self._parts: dict[bytes, Part] = {}
-        self._plain: StoredTree | None = None
+        self._plain = TipTree(store.open_trees, self.tip, store.tree_options)
         self._making = threading.Lock()
 
     def part(self, path: bytes, create: bool = False) -> Part:
@@ -119,11 +120,7 @@ class Volume:
 
     def plain_tree(self) -> StoredTree:
         """Return the tree of the plain folders; callers look at :meth:`part_for` first."""
-        from mirrorkeep.tree.stored import StoredTree
-
-        if self._plain is None:
-            self._plain = StoredTree(self.tip, **self.store.tree_options)
-        return self._plain
+        return self._plain.get()
 
     def publishing(self) -> locks.Held:
         """Hold off the making of parts while a plain folder is written; look at ``part_for`` inside."""
@@ -137,9 +134,7 @@ class Volume:
         """Close every open tree."""
         for part in list(self._parts.values()):
             part.close()
-        if self._plain is not None:
-            self._plain.close()
-            self._plain = None
+        self._plain.close()
 
     def _keys(self) -> frozenset[str]:
         # A part's folder is renamed into place whole, so the directory's mtime tells of every new one.
@@ -215,17 +210,13 @@ class Part:
         self._lock_path = os.path.join(self.folder, "lock")
         self._turn_path = os.path.join(self.folder, "turn")
         self._cache = RecordCache()
-        self._tree: StoredTree | None = None
+        self._tree = TipTree(volume.store.open_trees, self.root, volume.store.tree_options)
 
     # --- trees ----------------------------------------------------------------------------------
 
     def tree(self) -> StoredTree:
-        """Return the tip's tree, opened once and shared by the threads of this process."""
-        from mirrorkeep.tree.stored import StoredTree
-
-        if self._tree is None:
-            self._tree = StoredTree(self.root, **self.volume.store.tree_options)
-        return self._tree
+        """Return the tip's tree, shared by the threads of this process and open while the caller keeps it."""
+        return self._tree.get()
 
     def snapshot_root(self, name: str) -> str:
         """Return the native directory of a snapshot (``latest``: the newest).  Raises NotFound."""
@@ -305,9 +296,7 @@ class Part:
 
     def close(self) -> None:
         """Close the tip's tree."""
-        if self._tree is not None:
-            self._tree.close()
-            self._tree = None
+        self._tree.close()
 
 
 def part_key(path: bytes) -> str:
