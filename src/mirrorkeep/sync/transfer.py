@@ -77,7 +77,8 @@ class Transfer:
         failures = self._slave.apply(frames)
         for failure in failures:
             if failure.code == NoSpace.code:
-                raise NoSpace(detail=failure.detail)
+                said = NoSpace.template.format(detail="")
+                raise NoSpace(detail=failure.detail.removeprefix(said))
         return failures
 
     # --- small entries ---------------------------------------------------------------------------
