@@ -70,10 +70,15 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
 
 
+def kill_count_chosen() -> int:
+    """Return how often a test that kills at random instants repeats itself."""
+    return int(os.environ.get("MIRRORKEEP_KILLS", "20"))
+
+
 @pytest.fixture(scope="session")
 def kill_count() -> int:
     """Return how often a test that kills at random instants repeats itself."""
-    return int(os.environ.get("MIRRORKEEP_KILLS", "20"))
+    return kill_count_chosen()
 
 
 @pytest.fixture
@@ -122,7 +127,11 @@ def make_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Return a ``dir`` store for all tests of a module, which may choose more: ``STORE = {"workers": 1}``."""
     name = request.module.__name__.rpartition("_")[2]
-    options = {"driver": "dir", "limit_s": 1200, **getattr(request.module, "STORE", {})}
+    options = {
+        "driver": "dir",
+        "limit_s": 1200 + 5 * kill_count_chosen(),
+        **getattr(request.module, "STORE", {}),
+    }
     served = Served(tmp_path_factory.mktemp(name) / "data", **options)
     try:
         served.create()
