@@ -83,10 +83,10 @@ class LatePhases:
             self._source_count += 1
             self._sources.add(_NUMBER.pack(int(inode)) + _SOURCE + line)
 
-    def stamp(self, item: Item) -> None:
+    def stamp(self, item: Item, *, may_be_missing: bool) -> None:
         """A directory's metadata are to be set at the end."""
         self._stamp_count += 1
-        self._stamps.append((b"n" if not item.old_line else b"o") + item.line)
+        self._stamps.append((b"n" if may_be_missing else b"o") + item.line)
 
     # --- after the walk --------------------------------------------------------------------------
 

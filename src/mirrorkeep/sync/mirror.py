@@ -362,7 +362,9 @@ class MirrorRun:
     def _written(self, item: Item) -> None:
         """An item's record went into the manifest: directories are stamped at the end."""
         if item.directory:
-            self._late.stamp(item)
+            # What a run that was cut off recorded, it need not have made: that comes at its end as well.
+            is_there = bool(item.old_line) and not item.forced and self._input.is_own
+            self._late.stamp(item, may_be_missing=not is_there)
 
     # --- commits ---------------------------------------------------------------------------------
 
