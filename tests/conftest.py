@@ -22,6 +22,7 @@ MUST_RUN = ("root", "btrfs", "engine")
 # A machine that is busy with something else makes no example wrong.
 settings.register_profile("mirrorkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mirrorkeep")
+KILLS = int(os.environ.get("MIRRORKEEP_KILLS", "20"))
 TOOL_FOLDERS = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 
@@ -70,15 +71,10 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
 
 
-def kill_count_chosen() -> int:
-    """Return how often a test that kills at random instants repeats itself."""
-    return int(os.environ.get("MIRRORKEEP_KILLS", "20"))
-
-
 @pytest.fixture(scope="session")
 def kill_count() -> int:
     """Return how often a test that kills at random instants repeats itself."""
-    return kill_count_chosen()
+    return KILLS
 
 
 @pytest.fixture
@@ -129,7 +125,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     name = request.module.__name__.rpartition("_")[2]
     options = {
         "driver": "dir",
-        "limit_s": 1200 + 5 * kill_count_chosen(),
+        "limit_s": 1200 + 5 * KILLS,
         **getattr(request.module, "STORE", {}),
     }
     served = Served(tmp_path_factory.mktemp(name) / "data", **options)

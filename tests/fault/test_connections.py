@@ -24,7 +24,7 @@ def proxied(served_store: Served, tmp_path: Path) -> Iterator[tuple[Mirrored, Cu
     print(f"MIRRORKEEP_SEED={SEED}")
     churn = Churn(tmp_path / "source", rng, files=300)
     direct = served_store.create_volume("vol")
-    # A segment has 10 MB: two tries in three get one through.  With less, one run in 100 lost patience.
+    # A segment has 10 MB: two tries in three get one through.  With less, a run lost patience.
     proxy = CuttingProxy(served_store.port, rng, least=20_000, most=30_000_000)
     url = direct.url.replace(f":{served_store.port}/", f":{proxy.port}/")
     through = Volume(direct.name, url, direct.token, direct.ca)

@@ -25,6 +25,8 @@ from rig.mirrored import Mirrored
 from rig.served import COMMAND, END_WITH_PARENT, Served
 
 pytestmark = pytest.mark.soak
+LOOK_EVERY = 5
+"""So many kills go between two validations of all content."""
 
 
 def chosen_seed() -> int:
@@ -126,11 +128,19 @@ class Killer:
 
 
 def run_kills(
-    served: Served, folder: Path, kills: int, sides: tuple[str, ...], *, look_every: int = 5
+    make_served: Callable[..., Served],
+    folder: Path,
+    kills: int,
+    sides: tuple[str, ...],
+    *,
+    driver: str = "btrfs",
 ) -> None:
     seed = chosen_seed()
     print(f"MIRRORKEEP_SEED={seed}")
     rng = random.Random(seed)
+    size = f"{4 + kills // 25}G" if driver == "btrfs" else None  # 4 GB were full before 400 kills
+    # Three seconds a kill are usual.
+    served = make_served(driver=driver, size=size, limit_s=600 + 20 * kills)
     churn = Churn(folder / "source", rng, files=250)
     killer = Killer(Mirrored(served, folder, "--commit-interval", "0.15"), churn, rng)
     attempts = 0
@@ -140,7 +150,7 @@ def run_kills(
         churn.step(25)
         rng.choice([getattr(killer, f"kill_{side}") for side in sides])()
         assert killer.mirrored.differences() == [], f"after {killer.kills} kills, MIRRORKEEP_SEED={seed}"
-        if killer.kills % look_every == 0:
+        if killer.kills % LOOK_EVERY == 0:
             killer.mirrored.check_verdict()
     killer.mirrored.check_verdict()
     killer.mirrored.check_snapshots()
@@ -150,22 +160,10 @@ def run_kills(
     )
 
 
-def limit_s(kills: int) -> float:
-    """Return how long a server may live; three seconds a kill are usual."""
-    return 600 + 20 * kills
-
-
-def pool_size(kills: int) -> str:
-    """Return room for all snapshots: some 10 MB each, of which a kill makes two."""
-    return f"{4 + kills // 25}G"
-
-
 @pytest.mark.btrfs
 @pytest.mark.timeout(0)
 def test_the_client_is_killed(make_served: Callable[..., Served], tmp_path: Path, kill_count: int) -> None:
-    kills = kill_count * 4 // 10
-    served = make_served(driver="btrfs", size=pool_size(kills), limit_s=limit_s(kills))
-    run_kills(served, tmp_path, kills, ("client",))
+    run_kills(make_served, tmp_path, kill_count * 4 // 10, ("client",))
 
 
 @pytest.mark.btrfs
@@ -173,17 +171,13 @@ def test_the_client_is_killed(make_served: Callable[..., Served], tmp_path: Path
 def test_the_client_is_killed_while_a_folder_is_away(
     make_served: Callable[..., Served], tmp_path: Path, kill_count: int
 ) -> None:
-    kills = kill_count // 5
-    served = make_served(driver="btrfs", size=pool_size(kills), limit_s=limit_s(kills))
-    run_kills(served, tmp_path, kills, ("client_while_away",))
+    run_kills(make_served, tmp_path, kill_count // 5, ("client_while_away",))
 
 
 @pytest.mark.btrfs
 @pytest.mark.timeout(0)
 def test_the_server_is_killed(make_served: Callable[..., Served], tmp_path: Path, kill_count: int) -> None:
-    kills = kill_count * 3 // 10
-    served = make_served(driver="btrfs", size=pool_size(kills), limit_s=limit_s(kills))
-    run_kills(served, tmp_path, kills, ("server",))
+    run_kills(make_served, tmp_path, kill_count * 3 // 10, ("server",))
 
 
 @pytest.mark.timeout(0)
@@ -192,4 +186,4 @@ def test_both_are_killed_on_the_dir_driver(
 ) -> None:
     kills = kill_count - kill_count * 9 // 10
     sides = ("client", "client_while_away", "server")
-    run_kills(make_served(driver="dir", limit_s=limit_s(kills)), tmp_path, kills, sides)
+    run_kills(make_served, tmp_path, kills, sides, driver="dir")

@@ -2,7 +2,7 @@
 
 A tree that is open holds two descriptors. A store has thousands of parts, a process often 1,024 descriptors:
 beyond ``MOST_OPEN`` trees the one that was not used for longest is let go. Whoever still works with it keeps
-it open; the next who asks opens it again (about 50 us).
+it open; the next who asks opens it again (about 20 us).
 
 Not here: trees of snapshots, which are opened for one request. Nothing is written.
 """
@@ -30,7 +30,7 @@ class OpenTrees:
         self._lock = threading.Lock()
 
     def note_use(self, tree: TipTree) -> None:
-        """Take note that ``tree`` is used now, and let go of what is too much (about 0.5 us)."""
+        """Take note that ``tree`` is used now, and let go of what is too much (about 0.3 us)."""
         reference = weakref.ref(tree)  # a deleted volume's trees are not kept by this
         with self._lock:
             self._used[reference] = None

@@ -196,7 +196,7 @@ class _Sending:
         self._written: list[Segment] = []
         self._digests: dict[Span, bytes] = {}
         self._known: dict[Span, bytes] = {}
-        self._whole: _WholeDigest | None = None
+        self._whole: _DigestInTurn | None = None
         self._stop = False
 
     def know(self, base_line: bytes) -> None:
@@ -213,7 +213,7 @@ class _Sending:
     def run(self, digest_name: str, known: bytes = b"") -> bytes:
         """Send every segment that differs; returns the digest (hex) of the whole, made unless ``known``."""
         if not known:
-            self._whole = _WholeDigest(digest_name)
+            self._whole = _DigestInTurn(digest_name)
         with ThreadPoolExecutor(SEGMENT_THREADS, thread_name_prefix="segment") as pool:
             segments = plan_segments(self._size_bytes)
             lock = threading.Lock()
@@ -299,7 +299,7 @@ class _Sending:
             return self._transaction
 
 
-class _WholeDigest:
+class _DigestInTurn:
     """The digest of a whole file from its segments, which any number of threads bring in any order."""
 
     def __init__(self, digest_name: str) -> None:

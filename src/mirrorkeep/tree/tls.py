@@ -75,7 +75,7 @@ class TlsSocket:
             self._send_records()
 
     def readinto(self, buffer: memoryview) -> int:
-        """Wait for bytes and put them into ``buffer``, as many as fit into it and are there; 0: the end."""
+        """Wait for bytes, put those of a record at most into ``buffer`` and return how many; 0: the end."""
         while True:
             try:
                 got: int = self._tls.read(len(buffer), buffer)

@@ -127,6 +127,17 @@ def test_many_records_go_with_one_call(peer: Peer) -> None:
     assert counting.sends - before < 40
 
 
+def test_many_records_come_with_one_call(peer: Peer) -> None:
+    body = os.urandom(6 * 16384)  # little enough to be sent before anybody listens
+    stream, counting = peer.connect(lambda stream: stream.sendall(body))
+    peer.join()
+    before = counting.receives
+    with stream.makefile("rb") as reader:
+        assert reader.read(len(body)) == body
+    assert counting.receives - before <= 2  # a record would take two
+    stream.close()
+
+
 def test_the_connection_stays_open_for_its_readers(peer: Peer) -> None:
     stream, counting = peer.connect(lambda stream: stream.sendall(b"answer"))
     reader = stream.makefile("rb")
