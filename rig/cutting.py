@@ -20,12 +20,15 @@ PIECE_BYTES = 16_384
 
 
 class CuttingProxy:
-    """Forwards to ``port`` of loopback; each connection lives for ``least`` to ``most`` bytes while armed."""
+    """Forwards to ``port`` of loopback; each connection lives for one of ``lives`` while armed.
 
-    def __init__(self, port: int, rng: random.Random, *, least: int, most: int) -> None:
+    A life is a range of bytes, of which some number is chosen.
+    """
+
+    def __init__(self, port: int, rng: random.Random, *lives: tuple[int, int]) -> None:
         self._target = port
         self._rng = rng
-        self._range = (least, most)
+        self._lives = lives
         self.armed = True
         self.cuts = 0
         self.connections = 0
@@ -44,7 +47,7 @@ class CuttingProxy:
             while True:
                 client, _ = self._listener.accept()
                 self.connections += 1
-                left = self._rng.randint(*self._range) if self.armed else None
+                left = self._rng.randint(*self._rng.choice(self._lives)) if self.armed else None
                 threading.Thread(target=self._forward, args=(client, left), daemon=True).start()
 
     def _forward(self, client: socket.socket, left: int | None) -> None:

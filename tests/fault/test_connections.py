@@ -24,8 +24,8 @@ def proxied(served_store: Served, tmp_path: Path) -> Iterator[tuple[Mirrored, Cu
     print(f"MIRRORKEEP_SEED={SEED}")
     churn = Churn(tmp_path / "source", rng, files=300)
     direct = served_store.create_volume("vol")
-    # A segment has 10 MB: two tries in three get one through.  With less, a run lost patience.
-    proxy = CuttingProxy(served_store.port, rng, least=20_000, most=30_000_000)
+    # A segment has 10 MB: half of the connections bring one over, else a run might lose patience.
+    proxy = CuttingProxy(served_store.port, rng, (20_000, 200_000), (10_500_000, 14_000_000))
     url = direct.url.replace(f":{served_store.port}/", f":{proxy.port}/")
     through = Volume(direct.name, url, direct.token, direct.ca)
     yield Mirrored(served_store, tmp_path, "--commit-interval", "0.3", volume=through), proxy, churn
