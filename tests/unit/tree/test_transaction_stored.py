@@ -74,8 +74,9 @@ def test_a_segment_is_written_from_the_pieces_it_came_in(
     pieces = cut(content, length)  # of one byte each: more than one call of the system may take
     with pytest.raises(LengthMismatch):
         transaction.write_pieces(whole, pieces[1:], digest=segment_digest(content))
+    wrong = [bytes([content[0] ^ 1]), *cut(content[1:], length)]
     with pytest.raises(DigestMismatch):
-        transaction.write_pieces(whole, [b"!", *cut(content[1:], length)], digest=segment_digest(content))
+        transaction.write_pieces(whole, wrong, digest=segment_digest(content))
     transaction.write_pieces(whole, pieces, digest=segment_digest(*pieces))
     transaction.finish(file_line(b"f", content), [whole])
     assert tree.check(b"f", file_line(b"f", content), content=True) == []
