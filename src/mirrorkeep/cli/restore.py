@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 @click.option("--snapshot", default="latest", show_default=True, help="Name of a snapshot (see `snapshots`).")
 @click.option("--path", default="", help="Only this folder or file of the snapshot.")
 @click.option(
-    "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Transfers at once."
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Transfers at once; with three or more a large file takes up to three connections.",
 )
 @click.option(
     "--overwrite-newer", is_flag=True, help="Also replace files that are newer than the snapshot's."

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.option("--state", type=click.Path(file_okay=False), help="Folder for what is remembered between runs.")
 @click.option(
-    "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="Transfers at once."
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Transfers at once; with three or more a large file takes up to three connections.",
 )
 @click.option(
     "--hash", "digest", type=click.Choice(["sha256", "sha1", "blake3"]), default="sha256", show_default=True

@@ -49,6 +49,7 @@ from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Frame, Op, Segment, Transaction
 
 SEGMENT_THREADS: Final = 3
+"""Segments of one file under way at once, at most: each has a connection of its own."""
 _ATTEMPTS: Final = 3
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -61,7 +62,14 @@ Find = Callable[[bytes, int], bytes]
 class LargeTransfer:
     """Sends large files of a master to a slave."""
 
-    def __init__(self, master: NativeTree, slave: WritableTree, signatures: SignatureCache) -> None:
+    def __init__(
+        self,
+        master: NativeTree,
+        slave: WritableTree,
+        signatures: SignatureCache,
+        threads: int = SEGMENT_THREADS,
+    ) -> None:
+        self._threads = threads
         self._master = master
         self._slave = slave
         self._signatures = signatures
@@ -115,7 +123,7 @@ class LargeTransfer:
                 else None
             )
             base = base_fields(known, self._master.digest) if signature is not None else {}
-            sending = _Sending(self._slave, path, fd, status.st_size, signature, base)
+            sending = _Sending(self._slave, path, fd, status.st_size, signature, base, self._threads)
             sending.know(base_line if signature is not None else b"")
             try:
                 digest = sending.run(self._master.digest, digest)
@@ -184,8 +192,10 @@ class _Sending:
         size_bytes: int,
         signature: Signature | None,
         base: dict[bytes, bytes],
+        threads: int,
     ) -> None:
         self._base = base
+        self._threads = threads
         self._slave = slave
         self._path = path
         self._fd = fd
@@ -214,10 +224,10 @@ class _Sending:
         """Send every segment that differs; returns the digest (hex) of the whole, made unless ``known``."""
         if not known:
             self._whole = _DigestInTurn(digest_name)
-        with ThreadPoolExecutor(SEGMENT_THREADS, thread_name_prefix="segment") as pool:
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="segment") as pool:
             segments = plan_segments(self._size_bytes)
             lock = threading.Lock()
-            workers = [pool.submit(self._take, segments, lock) for _ in range(SEGMENT_THREADS)]
+            workers = [pool.submit(self._take, segments, lock) for _ in range(self._threads)]
             try:
                 for worker in workers:
                     worker.result()

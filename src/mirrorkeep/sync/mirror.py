@@ -198,7 +198,9 @@ class MirrorRun:
         master = NativeTree(self.source, digest=self.options.digest)
         slave = self.session.slave(self.options.compress)
         signatures = SignatureCache(self.state.signatures)
-        return Transfer(master, slave, signatures=signatures, call=self._call_session)
+        return Transfer(
+            master, slave, signatures=signatures, call=self._call_session, threads=self.options.threads
+        )
 
     def _call_session(self, method: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(self.session, method)(*arguments)

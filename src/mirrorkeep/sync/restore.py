@@ -42,6 +42,8 @@ from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES
 
 MAX_BATCH: Final = 512
 MAX_PLACED: Final = 256
+MAX_REPORTED: Final = 65_536
+"""Entries that are kept in mind as reported: a directory that cannot be made cannot be stamped either."""
 """Links or directories in one order: few enough that the last ones keep every worker busy."""
 
 
@@ -105,6 +107,7 @@ class Restore:
         self._sequence = 0
         self._total_bytes = 0
         self._leaderless: list[bytes] = []
+        self._reported: set[bytes] = set()
 
     def execute(self) -> RunResult:
         """Restore; raises what ends it.  May be repeated, and goes on where it was cut off."""
@@ -146,7 +149,7 @@ class Restore:
 
     def _start_worker(self) -> Handler:
         seed = NativeTree(self._seed) if self._seed else None
-        return RestoreWorker(self._source.master(), NativeTree(self._destination), seed)
+        return RestoreWorker(self._source.master(), NativeTree(self._destination), seed, self._threads)
 
     # --- the expected side -----------------------------------------------------------------------
 
@@ -304,6 +307,10 @@ class Restore:
             result.unchanged += fetched.same
             result.new += fetched.written
         for path, code, detail in failures:
+            if path in self._reported:
+                continue
+            if len(self._reported) < MAX_REPORTED:
+                self._reported.add(path)
             result.failed += 1
             self._reporter.failure(path, code, detail)
         self._reporter.advance(

@@ -99,14 +99,21 @@ class LargeFetch:
     has part of the content already is used as a seed: ``seed`` is a tree laid out like the destination.
     """
 
-    def __init__(self, master: Master, slave: NativeTree, seed: NativeTree | None = None) -> None:
+    def __init__(
+        self,
+        master: Master,
+        slave: NativeTree,
+        seed: NativeTree | None = None,
+        threads: int = RANGES_IN_FLIGHT,
+    ) -> None:
+        self._in_flight = min(threads, RANGES_IN_FLIGHT)
         self._master = master
         self._slave = slave
         self._seed = seed
         self._signer = master if isinstance(master, Signer) else None
         self._fetching: ThreadPoolExecutor | None = None
         if self._signer is not None:
-            self._fetching = ThreadPoolExecutor(RANGES_IN_FLIGHT, thread_name_prefix="fetch")
+            self._fetching = ThreadPoolExecutor(self._in_flight, thread_name_prefix="fetch")
 
     def bring(
         self, path: bytes, record: Record, line: bytes, done: Fetched, *, present: bool, overwrite: bool
@@ -223,7 +230,7 @@ class LargeFetch:
         try:
             for span in spans:
                 waiting.append(self._fetching.submit(self._make, path, span, seed))
-                if len(waiting) == RANGES_IN_FLIGHT:
+                if len(waiting) == self._in_flight:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -43,10 +43,13 @@ class Place:
 class RestoreWorker:
     """Fetches and writes; one a worker thread."""
 
-    def __init__(self, master: Master, slave: NativeTree, seed: NativeTree | None = None) -> None:
+    def __init__(
+        self, master: Master, slave: NativeTree, seed: NativeTree | None = None, threads: int = 1
+    ) -> None:
+        """``threads`` is how many transfers may be under way; a large file takes a few of them."""
         self._master = master
         self._slave = slave
-        self._large = LargeFetch(master, slave, seed)
+        self._large = LargeFetch(master, slave, seed, threads)
 
     def __call__(self, order: Fetch | Place) -> Fetched:
         """Carry out one order."""

@@ -49,7 +49,10 @@ class Transfer:
         *,
         signatures: SignatureCache,
         call: Callable[[str, tuple[Any, ...]], Any] | None = None,
+        threads: int = 1,
     ) -> None:
+        """``threads`` is how many transfers the run may have at once; a large file takes a few of them."""
+        self._threads = threads
         self._master = master
         self._slave = slave
         self._signatures = signatures
@@ -154,9 +157,13 @@ class Transfer:
 
     def _send_large(self, wanted: Wanted, report: Report) -> None:
         if self._large is None:
-            from mirrorkeep.sync.large import LargeTransfer  # a run of small files never needs it
+            from mirrorkeep.sync.large import (
+                SEGMENT_THREADS,
+                LargeTransfer,
+            )  # a run of small files never needs it
 
-            self._large = LargeTransfer(self._master, self._slave, self._signatures)
+            threads = min(self._threads, SEGMENT_THREADS)
+            self._large = LargeTransfer(self._master, self._slave, self._signatures, threads)
         try:
             find = (lambda *content: self._known.find(wanted, *content)) if wanted.contents else None
             action, line, read_bytes = self._large.send(wanted, find)

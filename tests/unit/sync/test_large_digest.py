@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import time
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -66,4 +68,25 @@ def test_nobody_waits_for_a_segment_that_cannot_be_read(
     assert (result.status, result.failed) == ("partial", 1)
     assert not (loop.copy / "image").exists()
     assert loop.sync().status == "complete"
+    check(loop)
+
+
+@pytest.mark.parametrize(("threads", "most"), [(1, 1), (2, 2), (8, large.SEGMENT_THREADS)])
+def test_a_file_takes_no_more_connections_than_the_run_may_have(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, most: int
+) -> None:
+    marks = os.open(tmp_path / "marks", os.O_CREAT | os.O_RDWR | os.O_APPEND)
+
+    def read(fd: int, segment: Segment) -> bytes:
+        os.write(marks, b"+")
+        time.sleep(0.1)
+        data = READ(fd, segment)
+        os.write(marks, b"-")
+        return data
+
+    monkeypatch.setattr(large, "_read", read)
+    assert loop.sync(replace(loop.options, threads=threads)).status == "complete"
+    under_way = list(accumulate(1 if mark == ord("+") else -1 for mark in os.pread(marks, 1000, 0)))
+    os.close(marks)
+    assert (max(under_way), under_way[-1], len(under_way)) == (most, 0, 2 * SEGMENTS)
     check(loop)

@@ -108,3 +108,16 @@ def test_a_user_closes_directories_after_what_is_in_them() -> None:
             if os.geteuid() != 0:
                 os.chmod(os.path.join(os.fsencode(target), directory), 0o700)
     assert done
+
+
+def test_a_directory_that_cannot_be_made_is_reported_once(tmp_path: Path) -> None:
+    modes = {b"": 0o755, b"fine": 0o711, b"n" * 300: 0o755}
+
+    class Noting(Silent):
+        def failure(self, path: bytes, code: str, detail: str) -> None:
+            noted.append(path)
+
+    noted: list[bytes] = []
+    result = Restore(Described(modes), str(tmp_path / "out"), Noting()).execute()
+    assert (result.status, result.failed, noted) == ("partial", 1, [b"n" * 300])
+    assert stat.S_IMODE((tmp_path / "out" / "fine").stat().st_mode) == 0o711
