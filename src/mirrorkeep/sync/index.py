@@ -26,9 +26,10 @@ from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.peek import path_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import parse_record, parse_time_ns
-from mirrorkeep.tree.walk import STAT, place_of
+from mirrorkeep.tree.walk import STAT, place_of, wrapped_ns
 
 WINDOW_BYTES: Final = 1 << 20
+_DAY_NS: Final = 86_400 * 1_000_000_000
 _MAGIC: Final = b"mirrorkeep index 2\n"
 _KIND_MODES: Final = {
     keys.FILE: stat.S_IFREG,
@@ -45,10 +46,11 @@ def settled_blob(blob: bytes, read_started_ns: int) -> bytes:
     """Return ``blob``, or one that never matches when the entry may still change unseen (trap 7).
 
     An entry whose times lie within the clock's granularity of its reading could be written again
-    without its times moving; it is looked at again next time.
+    without its times moving; it is looked at again next time.  A time of a day to come or later was set,
+    not written: what is written to such a file moves its other time.
     """
     _, _, _, _, _, mtime_ns, ctime_ns, _, _ = STAT.unpack_from(blob)
-    latest_ns = max(mtime_ns, ctime_ns)
+    latest_ns = max(mtime_ns, ctime_ns) if mtime_ns < read_started_ns + _DAY_NS else ctime_ns
     margin_ns = 2_000_000_000 if mtime_ns % 1_000_000_000 == 0 == ctime_ns % 1_000_000_000 else 50_000_000
     return unsettled_blob(blob) if latest_ns > read_started_ns - margin_ns else blob
 
@@ -72,8 +74,8 @@ def blob_of_line(line: bytes) -> bytes:
                 int(fields[keys.GID]),
                 int(fields[keys.LINKS]),
                 _size_of(kind, fields),
-                parse_time_ns(fields[keys.MTIME]),
-                parse_time_ns(fields[keys.INODE_CTIME]),
+                wrapped_ns(parse_time_ns(fields[keys.MTIME])),
+                wrapped_ns(parse_time_ns(fields[keys.INODE_CTIME])),
                 int(fields[keys.INODE]),
                 place_of(parent),
             )

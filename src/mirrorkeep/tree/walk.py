@@ -30,6 +30,8 @@ The *place* stands for the parent's path: the children of a renamed directory ke
 ``stat``, and are not the same entries for all that.
 """
 
+_HALF: Final = 1 << 63
+
 MAX_NAMES_IN_MEMORY: Final = 50_000
 MAX_SIBLINGS: Final = 1024
 """Most entries in one run of siblings, so that memory stays bounded in huge directories."""
@@ -89,17 +91,27 @@ def place_of(parent: bytes) -> int:
 
 def pack_stat(status: os.stat_result, parent: bytes) -> bytes:
     """Return the packed ``stat`` fields that tell whether an entry changed."""
+    return _pack_far(status, place_of(parent))
+
+
+def _pack_far(status: os.stat_result, place: int) -> bytes:
+    """Pack the times of any ``stat``: file systems know years that 64 bits of nanoseconds do not (2262)."""
     return STAT.pack(
         status.st_mode,
         status.st_uid,
         status.st_gid,
         status.st_nlink,
         status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
+        wrapped_ns(status.st_mtime_ns),
+        wrapped_ns(status.st_ctime_ns),
         status.st_ino,
-        place_of(parent),
+        place,
     )
+
+
+def wrapped_ns(time_ns: int) -> int:
+    """Return a time as a blob holds it: what does not fit goes round, and differs from others near it."""
+    return (time_ns + _HALF) % (2 * _HALF) - _HALF
 
 
 @dataclass(slots=True)
@@ -142,8 +154,8 @@ def _advance(stack: list[_Level], keep: Keep | None, one_file_system: bool) -> I
             mode = st.st_mode
             if keep is not None and not keep(path + b"/" + name if path else name, is_dir(mode)):
                 continue
-            blob = (
-                pack(
+            try:
+                packed = pack(
                     mode,
                     st.st_uid,
                     st.st_gid,
@@ -154,9 +166,9 @@ def _advance(stack: list[_Level], keep: Keep | None, one_file_system: bool) -> I
                     st.st_ino,
                     place,
                 )
-                + name
-                + b"\0"
-            )
+            except struct.error:
+                packed = _pack_far(st, place)
+            blob = packed + name + b"\0"
             if is_dir(mode):
                 if names:
                     yield Siblings(path, names, blobs)

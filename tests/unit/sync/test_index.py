@@ -20,6 +20,7 @@ from mirrorkeep.tree.walk import STAT
 from tests.unit.sync.test_detect import Tree, blobs_of, paths_of_manifest
 
 SECOND = 1_000_000_000
+DAY = 86_400 * SECOND
 
 
 def blob(mtime_ns: int, ctime_ns: int) -> bytes:
@@ -35,6 +36,8 @@ def blob(mtime_ns: int, ctime_ns: int) -> bytes:
         (5 * SECOND, 5 * SECOND, 6 * SECOND, False),  # a file system that counts whole seconds
         (5 * SECOND, 5 * SECOND, 8 * SECOND, True),
         (9 * SECOND + 1, SECOND + 1, 6 * SECOND, False),  # from the future: may be written again unseen
+        (6 * SECOND + DAY, SECOND + 1, 6 * SECOND, True),  # from so far that it was set: a write shows
+        (6 * SECOND + DAY, 6 * SECOND, 6 * SECOND, False),
     ],
 )
 def test_what_may_still_change_unseen_never_matches(
