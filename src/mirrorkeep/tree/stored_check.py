@@ -23,7 +23,7 @@ from mirrorkeep.tree.placement import READ_FILE, Placement, is_node
 from mirrorkeep.tree.sidecar import RECORDED_ONLY, Sidecar
 from mirrorkeep.tree.stored_read import StoredEntry, native_kind
 
-_IGNORED_ATTRIBUTES = ("security.selinux", "security.ima", "security.evm", "btrfs.")
+_IGNORED_ATTRIBUTES = (b"security.selinux", b"security.ima", b"security.evm", b"btrfs.")
 _UNSTABLE = frozenset((keys.ATIME, keys.INODE_CTIME, keys.INODE, keys.LINKS, keys.BIRTH_TIME))
 
 
@@ -204,16 +204,16 @@ def _check_attributes(
         expected = {
             key: value
             for key, value in fields.items()
-            if (key[:6] == keys.XATTR_PREFIX or key[:9] == b"posix_acl") and key not in recorded_only
+            if (key[:6] == keys.XATTR_PREFIX or key[:9] == b"posix_acl")
+            and key not in recorded_only
+            and not _is_of_the_system(key)
         }
         if not expected and not _has_attributes(where):
             return []
         from mirrorkeep.tree.metadata import posix
 
         actual = {
-            key: value
-            for key, value in posix.read_attributes(where).items()
-            if not key[6:].decode("utf-8", "replace").startswith(_IGNORED_ATTRIBUTES)
+            key: value for key, value in posix.read_attributes(where).items() if not _is_of_the_system(key)
         }
     finally:
         if opened >= 0:
@@ -224,6 +224,11 @@ def _check_attributes(
             kind = "xattr" if key.startswith(keys.XATTR_PREFIX) else "acl"
             findings.append(Finding(path, kind, f"{key.decode('utf-8', 'replace')} differs"))
     return findings
+
+
+def _is_of_the_system(key: bytes) -> bool:
+    """Whether the attribute is one that each system gives its own files: the store keeps it in the record."""
+    return key[6:].startswith(_IGNORED_ATTRIBUTES)
 
 
 def _has_attributes(where: int | bytes) -> bool:

@@ -91,6 +91,19 @@ def test_another_record_is_a_finding_and_volatile_fields_are_not(tree: StoredTre
     assert [finding.kind for finding in tree.check(b"d/f", tagged, content=True)] == ["metadata"]
 
 
+@pytest.mark.parametrize(
+    "key", [b"xattr:security.selinux", b"xattr:security.ima", b"xattr:btrfs.compression"]
+)
+def test_labels_that_each_system_gives_its_own_files_are_kept_and_not_compared(
+    tree: StoredTree, key: bytes
+) -> None:
+    labelled = put(b"d/g", b"content", **{key.decode(): b"a label of the client"})
+    folder = directory(b"d", **{key.decode(): b"another"})
+    assert tree.apply([labelled, folder]) == []
+    assert kinds(tree, labelled) == kinds(tree, folder) == []
+    assert kinds(tree, FILE) == []
+
+
 def test_links_and_nodes_are_compared(tree: StoredTree, root: Path) -> None:
     (root / "d/l").unlink()
     keep_times(root / "d/l", lambda: (root / "d/l").symlink_to("elsewhere"))
