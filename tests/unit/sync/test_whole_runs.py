@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from mirrorkeep.errors import NoSpace
+from mirrorkeep.store.local_copy import validate_directory
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.journal import Item, Journal
 from mirrorkeep.sync.local import LocalSession
@@ -24,6 +26,12 @@ from tests.property.sync.loop import Cut, CutAfter, Loop
 
 def differences(source: Path, copy: Path) -> list[str]:
     return [str(one) for one in Comparer(str(source), str(copy), skip=(b".mirrorkeep",)).differences()]
+
+
+def new_loop(folder: Path) -> Loop:
+    loop = Loop(folder)
+    loop.source.mkdir()
+    return loop
 
 
 def make_files(loop: Loop, count: int) -> None:
@@ -199,3 +207,52 @@ def test_the_walk_waits_while_too_many_entries_are_in_memory(
     assert differences(loop.source, loop.copy) == []
     for fd in (gate, release):
         os.close(fd)
+
+
+# --- times and attributes out of the ordinary ---------------------------------------------------------
+
+
+def test_times_that_64_bits_of_nanoseconds_do_not_hold_are_mirrored_and_recognised(tmp_path: Path) -> None:
+    loop = new_loop(tmp_path)
+    make_files(loop, 6)
+    seconds = 13_570_000_000  # in the year 2400
+    for place in (loop.source / "d0" / "f0", loop.source / "d1"):
+        os.utime(place, ns=(0, seconds * 1_000_000_000 + 7))
+    if (loop.source / "d1").stat().st_mtime_ns != seconds * 1_000_000_000 + 7:
+        pytest.skip("the file system does not know the year 2400")
+    assert loop.sync().status == "complete"
+    assert differences(loop.source, loop.copy) == []
+    again = loop.sync()
+    assert (again.status, again.changed, again.new, again.bytes_read) == ("complete", 0, 0, 0)
+
+
+@pytest.mark.parametrize("free_blocks", [0, 1_000_000])
+def test_an_attribute_too_large_for_the_store_is_kept_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_blocks: int
+) -> None:
+    loop = new_loop(tmp_path)
+    make_files(loop, 3)
+    os.setxattr(loop.source / "d0" / "f0", "user.large", b"v" * 3000)
+    set_attribute = os.setxattr
+
+    def refuse(where: int | bytes, name: str, value: bytes) -> None:
+        if len(value) > 2000:
+            raise OSError(errno.ENOSPC, "no room in the block of attributes")
+        set_attribute(where, name, value)
+
+    def room(where: int | bytes) -> os.statvfs_result:
+        return os.statvfs_result((4096, 4096, 2_000_000, free_blocks, free_blocks, 9, 9, 9, 0, 255))
+
+    with monkeypatch.context() as small:
+        small.setattr(os, "setxattr", refuse)
+        small.setattr(os, "statvfs", room)
+        if not free_blocks:
+            with pytest.raises(NoSpace):
+                loop.sync()
+            return
+        assert loop.sync().status == "complete"
+    found: list[Any] = []
+    validate_directory(os.fspath(loop.copy), found.append)
+    assert found == []
+    loop.restore(loop.folder / "back")
+    assert os.getxattr(loop.folder / "back" / "d0" / "f0", "user.large") == b"v" * 3000

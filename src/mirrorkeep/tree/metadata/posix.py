@@ -50,6 +50,7 @@ _FOREIGN: Final = (keys.SDDL, keys.WINDOWS_ATTRIBUTES)
 _FOREIGN_TO_LINUX: Final = (*_FOREIGN, keys.MAC_FLAGS, keys.MAC_ACL)
 _NS: Final = 1_000_000_000
 _PLAIN_TIME: Final = range(0, 2**31 * _NS)
+_ROOM_FOR_AN_ATTRIBUTE: Final = 1 << 20
 _F_GETPATH: Final = 50
 _mac: macos.Library | None = macos.system_library() if sys.platform == "darwin" else None
 
@@ -334,11 +335,18 @@ def _set_attributes(where: int | bytes, fields: Mapping[bytes, bytes]) -> list[b
         try:
             os.setxattr(where, name, value)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            full = error.errno == errno.ENOSPC and _is_full(where)
+            if full or error.errno in (errno.EDQUOT, errno.EIO):
                 raise
             if not _already(where, name, value):
                 missed.append(key)
     return missed
+
+
+def _is_full(where: int | bytes) -> bool:
+    """Whether there is no room, and not only none for an attribute of this size: both are ENOSPC."""
+    room = os.statvfs(where)
+    return room.f_bavail * room.f_frsize < _ROOM_FOR_AN_ATTRIBUTE
 
 
 def _already(where: int | bytes, name: str, value: bytes) -> bool:
