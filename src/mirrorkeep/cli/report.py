@@ -38,21 +38,22 @@ def emit(value: dict[str, Any]) -> None:
 class ConsoleReporter:
     """Reports a run on stderr (a terminal) or stdout (JSON lines)."""
 
-    def __init__(self, *, as_json: bool, expected_entries: int = 0) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self._json = as_json
         self._terminal = sys.stderr.isatty() and not as_json
         self._started = time.monotonic()
         self._next = self._started + INTERVAL_S
         self._phase = ""
-        self._expected = expected_entries
+        self._phase_started = self._started
         self._width = 0
 
     def phase(self, name: str) -> None:
         """Note the phase."""
         self._phase = name
+        self._phase_started = time.monotonic()
 
     def advance(
-        self, *, entries: int, read_bytes: int, sent_bytes: int, current: bytes = b"", total_bytes: int = 0
+        self, *, entries: int, read_bytes: int, sent_bytes: int, current: bytes = b"", share: float = 0.0
     ) -> None:
         """Show totals, at most a few times a second."""
         now = time.monotonic()
@@ -60,7 +61,7 @@ class ConsoleReporter:
             return
         self._next = now + (JSON_INTERVAL_S if self._json else INTERVAL_S)
         seconds = max(now - self._started, 1e-3)
-        remaining = self._remaining(entries, read_bytes, total_bytes, seconds)
+        remaining = self._remaining(share, now)
         if self._json:
             emit(
                 {
@@ -100,12 +101,11 @@ class ConsoleReporter:
             sys.stderr.write("\r" + " " * self._width + "\r")
             self._width = 0
 
-    def _remaining(self, entries: int, read_bytes: int, total_bytes: int, seconds: float) -> float | None:
-        if total_bytes and read_bytes:
-            return round(max(0.0, (total_bytes - read_bytes) * seconds / read_bytes), 1)
-        if self._expected and entries:
-            return round(max(0.0, (self._expected - entries) * seconds / entries), 1)
-        return None
+    def _remaining(self, share: float, now: float) -> float | None:
+        """Return the seconds that the rest of the phase takes at its rate so far."""
+        if not 0 < share < 1:
+            return None
+        return round((now - self._phase_started) * (1 - share) / share, 1)
 
     def _line(self, text: str) -> None:
         sys.stderr.write("\r" + text.ljust(self._width))

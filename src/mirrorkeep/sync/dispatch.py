@@ -50,10 +50,17 @@ class Dispatcher:
         threads: int,
         settle: Settle,
         before_send: Callable[[], object] = lambda: None,
+        under_way: Callable[[bytes], object] = lambda path: None,
         modules: Sequence[str] = (),
     ) -> None:
-        """``before_send`` is called whenever anything is about to leave for the workers."""
-        self._pool = WorkerPool(start, processes=processes, threads=threads, modules=modules)
+        """``before_send`` is called whenever anything is about to leave for the workers, ``under_way`` with
+        the path of a large file when more of it was read or sent.
+        """
+        self._pool = WorkerPool(
+            start, processes=processes, threads=threads, modules=modules, told=self._note_under_way
+        )
+        self._tell_under_way = under_way
+        self._under_way: dict[int, tuple[int, int]] = {}
         self._settle = settle
         self._before_send = before_send
         self._sequence = 0
@@ -62,8 +69,8 @@ class Dispatcher:
         self._items: dict[int, list[Item]] = {}
         self._refusals: dict[int, Refuse] = {}
         self._answers: dict[int, Callable[[Any], None]] = {}
-        self.read_bytes = 0
-        self.sent_bytes = 0
+        self._read_bytes = 0
+        self._sent_bytes = 0
         self.current = b""
 
     def send(self, item: Item, wanted: Wanted) -> None:
@@ -113,6 +120,16 @@ class Dispatcher:
         self._pool.close()
 
     @property
+    def read_bytes(self) -> int:
+        """Bytes of content read so far, those of files under way included."""
+        return self._read_bytes + sum(read for read, _ in self._under_way.values())
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes sent so far, those of files under way included."""
+        return self._sent_bytes + sum(sent for _, sent in self._under_way.values())
+
+    @property
     def busy(self) -> bool:
         """Whether workers have all that they can hold."""
         return self._pool.outstanding >= 2 * self._pool.capacity
@@ -136,8 +153,13 @@ class Dispatcher:
         self._items[self._sequence] = items
         self._pool.submit(self._sequence, order)
 
+    def _note_under_way(self, sequence: int, told: tuple[int, int]) -> None:
+        self._under_way[sequence] = told
+        self._tell_under_way(self._items[sequence][0].path)
+
     def _take(self, done: Completed) -> None:
         items = self._items.pop(done.sequence)
+        self._under_way.pop(done.sequence, None)
         refuse = self._refusals.pop(done.sequence, None)
         answer = self._answers.pop(done.sequence, None)
         if done.error is not None:
@@ -146,8 +168,8 @@ class Dispatcher:
             self._take_error(done, items, refuse)
             return
         report: Report = done.result
-        self.read_bytes += report.read_bytes
-        self.sent_bytes += report.sent_bytes
+        self._read_bytes += report.read_bytes
+        self._sent_bytes += report.sent_bytes
         for item, outcome in zip(items, report.outcomes, strict=True):
             self._settle(item, outcome, report.read_started_ns)
         if items:

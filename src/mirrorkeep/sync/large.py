@@ -15,7 +15,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Final
 
 from blake3 import blake3
@@ -55,6 +55,10 @@ _BLOCK_BYTES: Final = 1 << 20
 
 _SENT, _STAMPED, _PLACED, _COPIED = 1, 2, 3, 5
 
+TELL_S: Final = 0.5
+
+Tell = Callable[[int], None]
+"""Called a few times a second with the bytes of the file that are done."""
 Find = Callable[[bytes, int], bytes]
 """Returns where the mirror has a content already, by its digest (hex) and size; nothing: not known."""
 
@@ -75,7 +79,9 @@ class LargeTransfer:
         self._signatures = signatures
         self._waited = False
 
-    def send(self, wanted: Wanted, find: Find | None = None) -> tuple[int, bytes, int]:
+    def send(
+        self, wanted: Wanted, find: Find | None = None, tell: Tell | None = None
+    ) -> tuple[int, bytes, int]:
         """Bring one file over; returns (action, new record line, bytes read).
 
         With ``find`` it is hashed first, and copied on the mirror where that has its content already.
@@ -84,13 +90,13 @@ class LargeTransfer:
         """
         for attempt in range(_ATTEMPTS):
             try:
-                return self._attempt(wanted, find)
+                return self._attempt(wanted, find, tell)
             except SourceChanged:
                 if attempt + 1 == _ATTEMPTS:
                     raise
         raise SourceChanged(path=wanted.path)
 
-    def _attempt(self, wanted: Wanted, find: Find | None) -> tuple[int, bytes, int]:
+    def _attempt(self, wanted: Wanted, find: Find | None, tell: Tell | None) -> tuple[int, bytes, int]:
         path, key = wanted.path, wanted.key
         fields, status = self._master.describe(path)
         fd = self._master.open_content(path)
@@ -126,7 +132,7 @@ class LargeTransfer:
             sending = _Sending(self._slave, path, fd, status.st_size, signature, base, self._threads)
             sending.know(base_line if signature is not None else b"")
             try:
-                digest = sending.run(self._master.digest, digest)
+                digest = sending.run(self._master.digest, digest, tell)
                 if not self._master.settled(status, fd):
                     raise SourceChanged(path=path)
                 fields.update(segment_fields(sending.digests()))
@@ -208,6 +214,7 @@ class _Sending:
         self._known: dict[Span, bytes] = {}
         self._whole: _DigestInTurn | None = None
         self._stop = False
+        self._read_bytes = 0
 
     def know(self, base_line: bytes) -> None:
         """Take from the base's record the digests of what turns out not to have changed."""
@@ -220,7 +227,7 @@ class _Sending:
         """Return the digests of the segments, as the record names them; for after :meth:`run`."""
         return pack_digests(self._size_bytes, self._digests)
 
-    def run(self, digest_name: str, known: bytes = b"") -> bytes:
+    def run(self, digest_name: str, known: bytes = b"", tell: Tell | None = None) -> bytes:
         """Send every segment that differs; returns the digest (hex) of the whole, made unless ``known``."""
         if not known:
             self._whole = _DigestInTurn(digest_name)
@@ -229,6 +236,10 @@ class _Sending:
             lock = threading.Lock()
             workers = [pool.submit(self._take, segments, lock) for _ in range(self._threads)]
             try:
+                while tell is not None and wait(workers, TELL_S, FIRST_EXCEPTION).not_done:
+                    if any(worker.done() and worker.exception() for worker in workers):
+                        break
+                    tell(self._read_bytes)
                 for worker in workers:
                     worker.result()
             except BaseException:
@@ -260,6 +271,8 @@ class _Sending:
                 if span is None:
                     return
                 self._send(Segment(*span))
+                with lock:
+                    self._read_bytes += span[1] - span[0]
         except BaseException:
             self._end()  # the others wait for this segment's turn
             raise

@@ -58,6 +58,12 @@ class LatePhases:
         self._stamp_count = 0
         self._moved = 0
         self.removed = 0
+        self._settled_count = self._late_count = 0
+
+    @property
+    def share(self) -> float:
+        """How much of the late entries is settled; 0 before their turn."""
+        return self._settled_count / max(1, self._late_count)
 
     @property
     def pending(self) -> bool:
@@ -98,6 +104,7 @@ class LatePhases:
         self._hold(matches)
         self._delete(old_entries)
         self._run.reporter.phase("late")
+        self._late_count = journal.late_count
         links = self._bring_over(journal, matches)
         self._link(links)
         self._run.reporter.phase("stamp")
@@ -105,6 +112,7 @@ class LatePhases:
 
     def settle(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
         """Take the outcome of a late entry."""
+        self._settled_count += 1
         self._run.settle_line(item, outcome, read_started_ns)
         self._outcomes.add(_NUMBER.pack(item.number) + item.pack())
         if item.line:

@@ -93,6 +93,7 @@ class MirrorRun:
         self.leaders: Leaders
         self._detector: Detector
         self._first_run = True
+        self._expected = 0
         self._intents: IO[bytes]
         self._open_run = OpenRun("")
         self._next_commit_s = 0.0
@@ -164,6 +165,7 @@ class MirrorRun:
         work = state.fresh_work()
         self._intents = cleanup.enter_context(open(os.path.join(work, "intents"), "wb", buffering=1 << 16))
         self._first_run = old.entries <= 1  # nothing, or the bare root
+        self._expected = 0 if self._first_run else old.entries
         processes = max(1, min(options.threads, 2 * (os.cpu_count() or 1)))
         self._dispatch = Dispatcher(
             self._start_worker,
@@ -172,6 +174,7 @@ class MirrorRun:
             threads=options.threads,
             settle=self._settle,
             before_send=self._intents.flush,
+            under_way=self._report,
         )
         cleanup.callback(self._dispatch.close)
         self._late = LatePhases(self, self._dispatch, work)
@@ -347,9 +350,9 @@ class MirrorRun:
     def _settle(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
         if item.late:
             self._late.settle(item, outcome, read_started_ns)
-            return
-        self.settle_line(item, outcome, read_started_ns)
-        item.done = True
+        else:
+            self.settle_line(item, outcome, read_started_ns)
+            item.done = True
         self._report(item.path)
 
     def _report(self, current: bytes) -> None:
@@ -359,6 +362,7 @@ class MirrorRun:
             read_bytes=dispatch.read_bytes,
             sent_bytes=dispatch.sent_bytes,
             current=current,
+            share=self._late.share or (self._detector.entries / self._expected if self._expected else 0.0),
         )
 
     def _written(self, item: Item) -> None:

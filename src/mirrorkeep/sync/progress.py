@@ -16,9 +16,9 @@ class Reporter(Protocol):
         """A new phase begins: ``walk``, ``delete``, ``late``, ``stamp``, ``close``."""
 
     def advance(
-        self, *, entries: int, read_bytes: int, sent_bytes: int, current: bytes = b"", total_bytes: int = 0
+        self, *, entries: int, read_bytes: int, sent_bytes: int, current: bytes = b"", share: float = 0.0
     ) -> None:
-        """Totals so far (not increments), and the entry at hand."""
+        """Totals so far (not increments), the entry at hand, and what part of the phase is done (or 0)."""
 
     def failure(self, path: bytes, code: str, detail: str) -> None:
         """An entry could not be brought over."""
@@ -31,7 +31,7 @@ class Silent:
         """Ignore."""
 
     def advance(
-        self, *, entries: int, read_bytes: int, sent_bytes: int, current: bytes = b"", total_bytes: int = 0
+        self, *, entries: int, read_bytes: int, sent_bytes: int, current: bytes = b"", share: float = 0.0
     ) -> None:
         """Ignore."""
 

@@ -105,7 +105,9 @@ class Restore:
         self._present: list[bool] = []
         self._batch_bytes = 0
         self._sequence = 0
-        self._total_bytes = 0
+        self._submitted_bytes = 0
+        self._share_submitted = 0.0
+        self._current = b""
         self._leaderless: list[bytes] = []
         self._reported: set[bytes] = set()
 
@@ -160,7 +162,9 @@ class Restore:
         writes an entry parses its line.
         """
         with open(manifest, "rb") as stream:
+            size_bytes = os.fstat(stream.fileno()).st_size
             for _, lines in ManifestReader(stream).batches():
+                self._share_submitted = stream.tell() / size_bytes
                 for line in lines:
                     path = path_of(line)
                     if not self._path:
@@ -213,7 +217,7 @@ class Restore:
             self._batch.append(expected)
             self._present.append(present)
             self._batch_bytes += size_bytes
-            self._total_bytes += size_bytes
+            self._submitted_bytes += size_bytes
             if self._batch_bytes >= BUNDLE_TARGET_BYTES or len(self._batch) >= MAX_BATCH:
                 self._flush()
         else:
@@ -302,6 +306,8 @@ class Restore:
             failures = [(parse_record(line, check=False).path, code, str(done.error)) for line in lines]
         else:
             fetched: Fetched = done.result
+            if isinstance(done.task, Fetch):
+                self._current = done.task.wanted[-1][0]
             failures = self._without_leaderless(done.task, fetched.failures)
             result.bytes_read += fetched.read_bytes
             result.unchanged += fetched.same
@@ -317,8 +323,15 @@ class Restore:
             entries=result.entries,
             read_bytes=result.bytes_read,
             sent_bytes=0,
-            total_bytes=self._total_bytes,
+            current=self._current,
+            share=self._share(),
         )
+
+    def _share(self) -> float:
+        """How much of the files is done: what is not yet asked for is taken to be like what was."""
+        if not self._submitted_bytes:
+            return 0.0
+        return self.result.bytes_read / self._submitted_bytes * self._share_submitted
 
 
 def _file_of(record: Record) -> tuple[bytes, bytes]:

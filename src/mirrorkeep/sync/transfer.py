@@ -32,6 +32,7 @@ from mirrorkeep.sync.orders import (
     same_facts,
 )
 from mirrorkeep.sync.session import WritableTree
+from mirrorkeep.sync.workers import tell
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Op
 
@@ -157,16 +158,17 @@ class Transfer:
 
     def _send_large(self, wanted: Wanted, report: Report) -> None:
         if self._large is None:
-            from mirrorkeep.sync.large import (
-                SEGMENT_THREADS,
-                LargeTransfer,
-            )  # a run of small files never needs it
+            # A run of small files never needs it.
+            from mirrorkeep.sync.large import SEGMENT_THREADS, LargeTransfer
 
             threads = min(self._threads, SEGMENT_THREADS)
             self._large = LargeTransfer(self._master, self._slave, self._signatures, threads)
         try:
             find = (lambda *content: self._known.find(wanted, *content)) if wanted.contents else None
-            action, line, read_bytes = self._large.send(wanted, find)
+            before = self._slave.sent_bytes
+            action, line, read_bytes = self._large.send(
+                wanted, find, lambda done: tell((done, self._slave.sent_bytes - before))
+            )
         except MirrorkeepError as error:
             if error.code in ABORTING:
                 raise

@@ -24,6 +24,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mirrorkeep.tree.allocator import keep_freed_memory
@@ -44,6 +45,13 @@ class Completed:
     error: BaseException | None
 
 
+@dataclass(slots=True)
+class _Told:
+    """What a worker has to say about a task that it is at."""
+
+    value: Any
+
+
 class WorkerLost(Exception):
     """A worker process died while it held the task, twice."""
 
@@ -61,13 +69,21 @@ class WorkerPool:
     """Runs tasks in forked workers, in the order of their sequence numbers (a heap; WQ-03)."""
 
     def __init__(
-        self, start: Callable[[], Handler], *, processes: int, threads: int = 1, modules: Sequence[str] = ()
+        self,
+        start: Callable[[], Handler],
+        *,
+        processes: int,
+        threads: int = 1,
+        modules: Sequence[str] = (),
+        told: Callable[[int, Any], None] = lambda sequence, value: None,
     ) -> None:
         """``threads`` is how many tasks are worked on at one time, in all workers together; each has one.
 
         ``start`` runs once in each thread of each worker and returns the task handler; ``modules`` are
-        loaded just before the first fork, once for all workers.
+        loaded just before the first fork, once for all workers.  ``told`` is called, while :meth:`completed`
+        waits, with what a handler says through :func:`tell` about a task under way.
         """
+        self._told = told
         self._start = start
         self._modules = modules
         self._processes = max(1, processes)
@@ -176,6 +192,9 @@ class WorkerPool:
                 break
             sequence, result, error = pickle.loads(bytes(buffer[_LENGTH.size : _LENGTH.size + length]))
             del buffer[: _LENGTH.size + length]
+            if isinstance(result, _Told):
+                self._told(sequence, result.value)
+                continue
             self._tries.pop(sequence, None)
             ended.append(Completed(sequence, worker.held.pop(sequence), result, error))
         return ended
@@ -227,11 +246,17 @@ def _work(link: socket.socket, start: Callable[[], Handler], threads: int) -> No
     tasks: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
     answers = threading.Lock()
 
+    def say(sequence: int, value: Any) -> None:
+        with answers:
+            _send(link, (sequence, _Told(value), None))
+
     def serve() -> None:
         try:
             handler = start()
             while True:
-                outcome = _outcome(handler, *tasks.get())
+                sequence, task = tasks.get()
+                _at.say = partial(say, sequence)
+                outcome = _outcome(handler, sequence, task)
                 with answers:
                     _send(link, outcome)
         finally:
@@ -251,6 +276,16 @@ def _work(link: socket.socket, start: Callable[[], Handler], threads: int) -> No
         threading.Thread(target=serve, name=f"transfer-{number}", daemon=True).start()
     threading.Thread(target=read, name="orders", daemon=True).start()
     serve()
+
+
+_at = threading.local()
+
+
+def tell(value: Any) -> None:
+    """Tell the coordinator something about the task that this thread is at; elsewhere nobody hears."""
+    say = getattr(_at, "say", None)
+    if say is not None:
+        say(value)
 
 
 def _outcome(handler: Handler, sequence: int, task: Any) -> tuple[int, Any, BaseException | None]:
