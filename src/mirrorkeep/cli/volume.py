@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from mirrorkeep.cli.access import token, user
 from mirrorkeep.errors import BadUsage
 
 _data = click.option("--data", required=True, type=click.Path(file_okay=False), help="Folder of the store.")
@@ -81,6 +82,32 @@ def path(name: str, data: str, snapshot: str | None, part: str) -> None:
     sys.stdout.buffer.write(native + b"\n")
 
 
+@volume.command()
+@click.argument("name")
+@_data
+@_part
+@_json
+def snapshot(name: str, data: str, part: str, as_json: bool) -> None:
+    """Freeze what the volume NAME holds now, and have it validated.
+
+    Example: mirrorkeep volume snapshot laptop --data /srv/mirror
+    """
+    from mirrorkeep.store.pool import Store
+    from mirrorkeep.store.validation import freeze_now
+
+    store = Store.open(data)
+    parts = store.volume(name).parts()
+    wanted = [one for one in parts if one.path == os.fsencode(part.strip("/"))]
+    if not wanted and (part or len(parts) != 1):
+        raise BadUsage(detail=f"volume {name} has {len(parts)} parts; name one with --part")
+    made = freeze_now((wanted or parts)[0])
+    store.close()
+    if as_json:
+        _print({"snapshot": made.name, "sequence": made.sequence})
+    else:
+        click.echo(made.name)
+
+
 @volume.command(name="list")
 @_data
 @_json
@@ -137,6 +164,10 @@ def delete(name: str, data: str, yes: bool, as_json: bool) -> None:
         _print({"deleted": name, "snapshots": count})
     else:
         click.echo(f"deleted {name} with {count} snapshots")
+
+
+volume.add_command(token)
+volume.add_command(user)
 
 
 def _describe(part: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _SCRYPT: Final = {"n": 1 << 14, "r": 8, "p": 1}
 """16 MiB and about 40 ms a check: paid once a minute by a client that sends its password every time."""
 _CACHED_CHECK_S: Final = 60.0
 _CACHED_CHECKS: Final = 1024
+_TOKEN_ID: Final = 12
 
 
 @dataclass(frozen=True)
@@ -149,18 +150,21 @@ class Registry:
         write_record(self._volume_path(name), {**record, "deleted": True}, mode=0o600)
 
     def delete_volume(self, name: str) -> None:
-        """Forget the volume and its tokens; users keep their scopes, which then reach nothing.
+        """Forget the volume, its tokens, and what users may do with it.
 
-        Raises NotFound.  The tokens go first, so that a crash leaves no token for a later namesake.
+        Raises NotFound.  The volume goes last, so that a crash leaves nothing for a later namesake.
         """
         if self._cache.read(self._volume_path(name)) is None:
             raise NotFound(what=f"volume {name}")
         tokens = os.path.join(self._folder, "tokens")
         for file in os.listdir(tokens):
-            record = self._cache.read(os.path.join(tokens, file)) if file.endswith(".json") else None
+            record = self._token_record(file)
             if record is not None and record["volume"] == name:
                 remove_record(os.path.join(tokens, file))
         flush_directory(tokens)  # those too that somebody removed who was killed before that
+        for user in self.users():
+            if name in self.rights(user):
+                self.grant_user(user, name, None)
         remove_record(self._volume_path(name))
 
     def check_name(self, name: str) -> None:
@@ -186,6 +190,40 @@ class Registry:
         write_record(self._token_path(token), record, mode=0o600)
         return token
 
+    def tokens(self, volume: str) -> list[dict[str, Any]]:
+        """Return the volume's tokens, oldest first: ``id`` (as in the access log), ``part``, ``created``."""
+        rows = []
+        for file in os.listdir(os.path.join(self._folder, "tokens")):
+            record = self._token_record(file)
+            if record is not None and record["volume"] == volume:
+                part = unquote_to_bytes(record["part"])
+                rows.append({"id": file[:_TOKEN_ID], "part": part, "created": record["created"]})
+        return sorted(rows, key=lambda row: (row["created"], row["id"]))
+
+    def revoke_token(self, volume: str, token_id: str) -> None:
+        """Have the token grant nothing from the next request on, durably.  Raises NotFound.
+
+        ``token_id`` is what :meth:`tokens` and the access log call it, or the token itself.
+        """
+        folder = os.path.join(self._folder, "tokens")
+        own = os.path.basename(self._token_path(token_id))
+        for file in os.listdir(folder):
+            record = self._token_record(file)
+            if (
+                record is not None
+                and record["volume"] == volume
+                and token_id
+                and (file == own or file[:_TOKEN_ID] == token_id)
+            ):
+                remove_record(os.path.join(folder, file))
+                return
+        raise NotFound(what=f"token {token_id if len(token_id) <= _TOKEN_ID else '(not shown)'} of {volume}")
+
+    def _token_record(self, file: str) -> dict[str, Any] | None:
+        return (
+            self._cache.read(os.path.join(self._folder, "tokens", file)) if file.endswith(".json") else None
+        )
+
     def authenticate_token(self, token: str) -> Grant | None:
         """Return what ``token`` grants, None when it is not one (about 4 us when known)."""
         path = self._token_path(token)
@@ -193,7 +231,7 @@ class Registry:
         if record is None or not self.has_volume(record["volume"]):
             return None
         scope = Scope(record["volume"], unquote_to_bytes(record["part"]), write=True)
-        principal = f"token:{os.path.basename(path)[:12]}"
+        principal = f"token:{os.path.basename(path)[:_TOKEN_ID]}"
         return Grant(principal, "agent", (scope,))
 
     def _token_path(self, token: str) -> str:
@@ -218,6 +256,24 @@ class Registry:
             "volumes": dict(volumes),
         }
         write_record(self._user_path(name), record, mode=0o600)
+
+    def rights(self, name: str) -> dict[str, str]:
+        """Return the user's rights, a volume each.  Raises NotFound."""
+        record = self._cache.read(self._user_path(name))
+        if record is None:
+            raise NotFound(what=f"user {name}")
+        return dict(record["volumes"])
+
+    def grant_user(self, name: str, volume: str, right: str | None) -> None:
+        """Give a user a right on a volume, or take it away (None).  Raises NotFound, BadUsage."""
+        if right not in ("read", "write", None):
+            raise BadUsage(detail="a user's right on a volume is read or write")
+        record = self._cache.read(self._user_path(name))
+        if record is None:
+            raise NotFound(what=f"user {name}")
+        volumes = {**record["volumes"], volume: right}
+        kept = {volume: right for volume, right in volumes.items() if right is not None}
+        write_record(self._user_path(name), {**record, "volumes": kept}, mode=0o600)
 
     def users(self) -> list[str]:
         """Return the names of all users, sorted."""

@@ -151,6 +151,23 @@ def _enqueue(part: Part, info: SnapshotInfo, mode: str, priority: int) -> Valida
     return ValidationTicket(validation, info.name, info.sequence)
 
 
+def freeze_now(part: Part) -> SnapshotInfo:
+    """Make a snapshot of what is there and queue its validation; durable when this returns.
+
+    Raises BadUsage while a run is at work or has not ended: its snapshot would be one of half a run.
+    """
+    from mirrorkeep.store.snapshot import snapshot_now
+
+    state = part.state()
+    if state.run is not None or state.dirty:
+        raise BadUsage(
+            detail="a run is at work here, or was cut off; the end of the next one makes a snapshot"
+        )
+    made = snapshot_now(part)
+    _enqueue(part, made, "incremental", queue.AFTER_RUN)
+    return made
+
+
 def _freeze_present(part: Part) -> None:
     """Make a snapshot of a tip that was written to since the last one, unless a run is at work."""
     from mirrorkeep.store.snapshot import snapshot_now, tip_changed_since_snapshot

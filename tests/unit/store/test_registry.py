@@ -152,3 +152,47 @@ def test_another_process_sees_changes_at_once(registry: Registry, tmp_path: Path
     registry.delete_volume("laptop")
     assert not other.has_volume("laptop")
     assert other.authenticate_token(token) is None
+
+
+def test_a_revoked_token_grants_nothing_and_the_others_stay(registry: Registry) -> None:
+    registry.create_volume("other")
+    first, second = registry.create_token("laptop"), registry.create_token("laptop", b"a/part")
+    foreign = registry.create_token("other")
+    rows = registry.tokens("laptop")
+    assert [row["part"] for row in rows] == [b"", b"a/part"]
+    granted = [registry.authenticate_token(token) for token in (first, second)]
+    assert [f"token:{row['id']}" for row in rows] == [grant.principal for grant in granted if grant]
+    registry.revoke_token("laptop", rows[0]["id"])
+    assert registry.authenticate_token(first) is None
+    registry.revoke_token("laptop", second)
+    assert registry.tokens("laptop") == []
+    for wrong in (foreign, registry.tokens("other")[0]["id"], "", "0" * 12):
+        with pytest.raises(NotFound) as caught:
+            registry.revoke_token("laptop", wrong)
+        assert foreign not in str(caught.value)
+    assert registry.authenticate_token(foreign) is not None
+
+
+def test_rights_are_given_and_taken_volume_by_volume(registry: Registry) -> None:
+    registry.create_volume("other")
+    registry.create_user("ann", "secret", {"laptop": "read"})
+    registry.grant_user("ann", "other", "write")
+    grant = registry.authenticate_user("ann", "secret")
+    assert grant is not None and grant.may_write("other", b"a") and grant.may_read("laptop", b"a")
+    registry.grant_user("ann", "other", None)
+    grant = registry.authenticate_user("ann", "secret")
+    assert grant is not None and not grant.may_read("other", b"a")
+    with pytest.raises(NotFound):
+        registry.grant_user("nobody", "other", "read")
+    with pytest.raises(BadUsage):
+        registry.grant_user("ann", "other", "admin")
+
+
+def test_a_volume_of_the_same_name_is_not_reached_by_who_reached_the_old_one(registry: Registry) -> None:
+    registry.create_user("ann", "secret", {"laptop": "write"})
+    token = registry.create_token("laptop")
+    registry.delete_volume("laptop")
+    registry.create_volume("laptop")
+    grant = registry.authenticate_user("ann", "secret")
+    assert grant is not None and not grant.may_read("laptop", b"a")
+    assert registry.authenticate_token(token) is None

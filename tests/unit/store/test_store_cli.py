@@ -134,3 +134,59 @@ def test_doctor_says_what_a_store_here_would_get(tmp_path: Path) -> None:
 )
 def test_every_command_helps_with_an_example(command: str) -> None:
     assert "Example: mirrorkeep" in run(*command.split(), "--help").stdout
+
+
+def fed(text: str, *arguments: str | Path) -> dict[str, object]:
+    words = [*map(str, arguments), "--json"]
+    result = CliRunner().invoke(program, words, input=text)
+    if isinstance(result.exception, MirrorkeepError):
+        raise result.exception
+    return json.loads(result.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def test_tokens_are_made_listed_and_revoked(data: Path) -> None:
+    run("volume", "create", "laptop", "--data", data)
+    token = str(row("volume", "token", "create", "laptop", "--part", "/a/b/", "--data", data)["token"])
+    listed = run("volume", "token", "list", "laptop", "--data", data, "--json").stdout
+    rows = [json.loads(line) for line in listed.splitlines()]
+    assert [one["part"] for one in rows] == ["", "a/b"]
+    assert token not in listed and str(rows[1]["created"]).startswith("20")
+    registry = Store.open(str(data)).registry
+    grant = registry.authenticate_token(token)
+    assert grant is not None and grant.may_write("laptop", b"a/b/c") and not grant.may_read("laptop", b"a/c")
+    fed(token + "\n", "volume", "token", "revoke", "laptop", "-", "--data", data)
+    assert registry.authenticate_token(token) is None
+    run("volume", "token", "revoke", "laptop", rows[0]["id"], "--data", data)
+    with pytest.raises(NotFound):
+        run("volume", "token", "revoke", "laptop", rows[0]["id"], "--data", data)
+    with pytest.raises(NotFound):
+        run("volume", "token", "create", "nothing", "--data", data)
+
+
+def test_people_get_rights_with_a_password_from_standard_input(data: Path) -> None:
+    run("volume", "create", "laptop", "--data", data)
+    fed("secret\n", "volume", "user", "allow", "laptop", "ann", "--data", data)
+    registry = Store.open(str(data)).registry
+    grant = registry.authenticate_user("ann", "secret")
+    assert grant is not None and grant.may_read("laptop", b"") and not grant.may_write("laptop", b"")
+    fed("", "volume", "user", "allow", "laptop", "ann", "--write", "--data", data)
+    assert row("volume", "user", "list", "--data", data) == {"user": "ann", "volumes": {"laptop": "write"}}
+    run("volume", "user", "deny", "laptop", "ann", "--data", data)
+    assert registry.users() == []
+    with pytest.raises(BadUsage):
+        fed("\n", "volume", "user", "allow", "laptop", "bob", "--data", data)
+
+
+def test_a_snapshot_on_demand_is_made_and_validated(data: Path) -> None:
+    run("volume", "create", "laptop", "--data", data)
+    with pytest.raises(BadUsage):
+        run("volume", "snapshot", "laptop", "--data", data)  # nothing was mirrored yet
+    part = Store.open(str(data)).volume("laptop").part(b"", create=True)
+    info = runs.begin_run(part, "host", {})
+    with pytest.raises(BadUsage):
+        run("volume", "snapshot", "laptop", "--data", data)
+    close(part, info, manifest_of([]))
+    before = [one.name for one in part.snapshots()]
+    made = row("volume", "snapshot", "laptop", "--data", data)
+    assert [one.name for one in part.snapshots()] == [*before, made["snapshot"]]
+    assert made["sequence"] == part.snapshot("latest").sequence
