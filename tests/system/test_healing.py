@@ -296,5 +296,8 @@ def test_validation_keeps_to_its_hours_and_is_done_at_once_when_somebody_asks(
             assert checked(*asked, environment=machine.volume.environment).last["verdict"] == "verified"
         verdicts = machine.verdicts()
         assert (verdicts[first], verdicts[second]) == ("pending", "verified")
+        waiting = checked(*machine.argv, "--wait", environment=machine.volume.environment).last
+        assert waiting["verdict"] == "verified"
+        assert machine.verdicts()[first] == "pending"
     finally:
         policy.unlink()

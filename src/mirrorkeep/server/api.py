@@ -209,7 +209,8 @@ def request_validation(call: Call, volume: str) -> Response:
 def read_verdict(call: Call, volume: str, snapshot: str) -> Response:
     """The verdict of a snapshot; with ``wait`` the answer waits until it is done."""
     part = _readable_part(call, volume)
-    verdict = validation.read_verdict(part, snapshot, _validation(call))
+    waited_for = "wait" in call.request.query
+    verdict = validation.read_verdict(part, snapshot, _validation(call), waited_for=waited_for)
     response = json_response(verdict)
     response.waiting = verdict.get("state") != "done"
     return response

@@ -18,7 +18,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -138,6 +138,20 @@ class Queue:
     def holds(self, job_id: str) -> bool:
         """Whether the job is queued or being worked on."""
         return any(name.endswith(f"-{job_id}.json") for name in self._names())
+
+    def promote(self, job_id: str, payload: Mapping[str, Any], *, priority: int = REQUESTED) -> None:
+        """Have a job that nobody works on go first, with these changes of its payload; durable.
+
+        A crash may leave it queued twice.  Nothing is done when it is under way, or no longer there.
+        """
+        for name in self._names():
+            if not name.endswith(f"-{job_id}.json") or int(name.partition("-")[0]) <= priority:
+                continue
+            lease = self._try(name, lambda job: True)
+            if lease is not None:
+                lease.job.payload.update(payload)
+                self.store(f"{priority}-{time.time_ns():020d}-{job_id}.json", lease.job)
+                lease.done()
 
     def store(self, name: str, job: Job) -> None:
         """Write a job's file under ``name`` (atomic, durable)."""

@@ -76,8 +76,13 @@ def request_validation(
     return _enqueue(part, info, mode, queue.REQUESTED if requested else queue.AFTER_RUN)
 
 
-def read_verdict(part: Part, snapshot: str, validation: str | None = None) -> dict[str, Any]:
+def read_verdict(
+    part: Part, snapshot: str, validation: str | None = None, *, waited_for: bool = False
+) -> dict[str, Any]:
     """Return the verdict of a snapshot, or of one validation of it, with its ``state``.
+
+    ``waited_for``: somebody waits.  Then it is no validation that nobody asked for: it goes before those that
+    are, and keeps no hours.
 
     ``done``: the signed verdict's own fields; ``pending`` and ``running``: ``verdict`` is ``pending``,
     and ``progress`` says how far it is.  Raises NotFound for a validation that nobody asked for.
@@ -93,6 +98,8 @@ def read_verdict(part: Part, snapshot: str, validation: str | None = None) -> di
             raise NotFound(what=f"validation {validation} of snapshot {info.name}")
         return {**made, "state": "done", "progress": None}
     progress = _progress(part, info.name, validation)
+    if waited_for and not validation and not progress:
+        part.volume.store.queue.promote(_after_run_id(part, info), {"background": False})
     return {
         "state": "running" if progress else "pending",
         "verdict": verdict.PENDING,
@@ -137,8 +144,7 @@ def _enqueue(part: Part, info: SnapshotInfo, mode: str, priority: int) -> Valida
     """Queue a validation; the one that follows a run has the same id however often it is queued."""
     validation = secrets.token_hex(8)
     if priority == queue.AFTER_RUN:
-        place = f"{part.volume.name}/{part_name(part)}/{info.name}/{info.sequence}"
-        validation = hashlib.sha256(place.encode()).hexdigest()[:16]
+        validation = _after_run_id(part, info)
     payload = {
         "volume": part.volume.name,
         "part": part_name(part),
@@ -149,6 +155,11 @@ def _enqueue(part: Part, info: SnapshotInfo, mode: str, priority: int) -> Valida
     }
     part.volume.store.queue.publish(payload, priority=priority, job_id=validation)
     return ValidationTicket(validation, info.name, info.sequence)
+
+
+def _after_run_id(part: Part, info: SnapshotInfo) -> str:
+    place = f"{part.volume.name}/{part_name(part)}/{info.name}/{info.sequence}"
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def freeze_now(part: Part) -> SnapshotInfo:

@@ -328,6 +328,20 @@ def test_the_policy_keeps_background_work_to_its_hours_but_not_what_is_asked_for
     assert place.validate(closed.snapshot)["verdict"] == "verified"
 
 
+def test_a_verdict_that_somebody_waits_for_keeps_no_hours_and_goes_first(place: Place) -> None:
+    hour = time.localtime(place.clock.now).tm_hour
+    policy = {"hours": [(hour + 1) % 24, (hour + 2) % 24]}
+    Path(place.store.data, "validation.json").write_text(json.dumps(policy))
+    names = [place.run().snapshot or "" for _ in range(3)]
+    for _ in range(2):
+        assert read_verdict(place.part, names[1], waited_for=True)["verdict"] == "pending"
+    assert next(place.store.queue.jobs()).payload["snapshot"] == names[1]
+    place.drain()
+    verdicts = [read_verdict(place.part, name)["verdict"] for name in names]
+    assert verdicts == ["pending", "verified", "pending"]
+    assert len(list(place.store.queue.jobs())) == 2
+
+
 def test_wiping_has_the_next_run_look_at_everything(place: Place) -> None:
     Path(place.store.data, "validation.json").write_text('{"repair": "wipe"}')
     closed = place.run()
