@@ -1,7 +1,8 @@
 """What a tree occupies, directory by directory, out of its manifest alone (GEN-19).
 
-Sizes are apparent ones, as ``du -b`` counts them: directories and links count their own ``st_size``, a
-file with several names counts once, at the first of them in manifest order.  Memory: the depth of the tree.
+Sizes are apparent ones, as ``du -b`` counts them (before coreutils 9.2, which leaves directories themselves
+out): directories count their own ``st_size``, links the length of their target, a file with several names
+counts once, at the first of them in manifest order.  Memory: the depth of the tree.
 
 Not here: blocks on disk, which a manifest does not know.  A crash leaves nothing behind.
 """
@@ -33,7 +34,7 @@ def summarise_usage(records: Iterable[Record]) -> Iterator[DirectoryUsage]:
     totals: list[tuple[bytes, int, int]] = []
     rooted = False
     for record in records:
-        size_bytes = 0 if keys.HARD_LINK in record.fields else record.size
+        size_bytes = 0 if keys.HARD_LINK in record.fields else _own_bytes(record)
         entries = 1
         if record.kind == keys.DIRECTORY:
             inside = record.path + b"/" if record.path else b""
@@ -46,6 +47,10 @@ def summarise_usage(records: Iterable[Record]) -> Iterator[DirectoryUsage]:
         _add(totals, record.path, size_bytes, entries)
     if not rooted:
         yield DirectoryUsage(b"", sum(item[1] for item in totals), sum(item[2] for item in totals))
+
+
+def _own_bytes(record: Record) -> int:
+    return len(record.fields.get(keys.LINK_TARGET, b"")) if record.kind == keys.LINK else record.size
 
 
 def _add(totals: list[tuple[bytes, int, int]], path: bytes, size_bytes: int, entries: int) -> None:

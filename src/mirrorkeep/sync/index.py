@@ -15,7 +15,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, Final
@@ -61,19 +61,24 @@ def unsettled_blob(blob: bytes) -> bytes:
 
 
 def blob_of_line(line: bytes) -> bytes:
-    """Return the blob that a walk would make of an entry that is as its record says."""
+    """Return the blob that a walk would make of an entry that is as its record says.
+
+    Directories never match: a run that was cut off may have recorded them without having stamped them.
+    """
     record = parse_record(line, check=False)
     fields = record.fields
     parent, _, name = record.path.rpartition(b"/")
+    kind = fields.get(keys.TYPE, b"")
+    if kind == keys.DIRECTORY:
+        return bytes(STAT.size) + name + b"\0"
     try:
-        kind = fields.get(keys.TYPE, b"")
         return (
             STAT.pack(
                 stat.S_IMODE(int(fields[keys.MODE], 8)) | _KIND_MODES[kind],
                 int(fields[keys.UID]),
                 int(fields[keys.GID]),
                 int(fields[keys.LINKS]),
-                _size_of(kind, fields),
+                int(fields[keys.SIZE]) if kind == keys.FILE else len(fields.get(keys.LINK_TARGET, b"")),
                 wrapped_ns(parse_time_ns(fields[keys.MTIME])),
                 wrapped_ns(parse_time_ns(fields[keys.INODE_CTIME])),
                 int(fields[keys.INODE]),
@@ -84,13 +89,6 @@ def blob_of_line(line: bytes) -> bytes:
         )
     except (KeyError, ValueError, OverflowError):
         return bytes(STAT.size) + name + b"\0"  # an incomplete record: the entry is looked at
-
-
-def _size_of(kind: bytes, fields: Mapping[bytes, bytes]) -> int:
-    """Return what ``stat`` says of the size; the one of a directory is known to its file system alone."""
-    if kind in (keys.FILE, keys.DIRECTORY):
-        return int(fields[keys.SIZE])
-    return len(fields.get(keys.LINK_TARGET, b""))
 
 
 class IndexWriter:

@@ -13,8 +13,9 @@ from mirrorkeep.manifest.difference import EntryDifference, compare_manifests
 from mirrorkeep.manifest.merge import merge_lines, merge_records
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.parts import find_missing_parts
-from mirrorkeep.manifest.record import Record, format_record
+from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.manifest.usage import DirectoryUsage, summarise_usage
+from mirrorkeep.sync.describe import describe_tree
 
 
 def record(path: bytes, **fields: bytes) -> Record:
@@ -93,22 +94,6 @@ def test_usage_of_a_part_without_directories() -> None:
     assert list(summarise_usage([])) == [DirectoryUsage(b"", 0, 0)]
 
 
-def stat_records(root: Path) -> list[Record]:
-    """Return what a walk would record of a small tree, sizes and links only."""
-    seen: set[int] = set()
-    records = []
-    paths = [os.path.relpath(os.path.join(d, n), root) for d, ds, fs in os.walk(root) for n in ds + fs]
-    for path in [*sorted((os.fsencode(p) for p in paths), key=order_key), b""]:
-        stat = os.lstat(os.path.join(os.fsencode(root), path))
-        kind = b"directory" if stat.st_mode & 0o170000 == 0o040000 else b"file"
-        fields = {b"type": kind, b"st_size": b"%d" % stat.st_size}
-        if stat.st_ino in seen:
-            fields[b"hard_link"] = b"somewhere"
-        seen.add(stat.st_ino)
-        records.append(Record(path, fields))
-    return records
-
-
 @pytest.mark.engine("du")
 def test_usage_is_what_du_says(tmp_path: Path) -> None:
     for number, name in enumerate([b"a/b/c/f", b"a/b/g", b"a/\xff\xfe", b"a b", b"a!/x", b"z/z/z/z/z"], 1):
@@ -124,7 +109,7 @@ def test_usage_is_what_du_says(tmp_path: Path) -> None:
     for line in told.split(b"\0")[:-1]:
         size, _, path = line.partition(b"\t")
         by_du[path[2:]] = int(size)
-    records = stat_records(tmp_path)
+    records = [parse_record(line) for line in describe_tree(os.fspath(tmp_path), lambda path, detail: None)]
     if subprocess.run(["du", "-b", tmp_path / "empty"], capture_output=True, check=True).stdout[:2] == b"0\t":
         for item in records:  # coreutils since 9.2 count no directories
             if item.kind == b"directory":

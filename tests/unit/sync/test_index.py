@@ -65,7 +65,7 @@ def tree(tmp_path: Path) -> Tree:
 def test_the_blob_of_a_record_is_the_walk_s(tree: Tree) -> None:
     lines = [line for line in Path(tree.manifest).read_bytes().splitlines() if b"_internal_type=" not in line]
     for line, walked in zip(lines, blobs_of(tree.events()), strict=True):
-        if b",type=directory," not in line:  # whose size no record has
+        if b",type=directory," not in line:  # which may be recorded and not stamped
             assert blob_of_line(line) == walked, line
         else:
             assert blob_of_line(line) == unsettled_blob(walked)

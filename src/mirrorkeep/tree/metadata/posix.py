@@ -88,8 +88,9 @@ def capture_facts(fd: int | None, dir_fd: int, name: bytes, facts: Facts) -> dic
         fields[keys.OWNER_NAME] = owner
     if group := group_name(gid):
         fields[keys.GROUP_NAME] = group
-    if kind == keys.FILE:
+    if kind in (keys.FILE, keys.DIRECTORY):
         fields[keys.SIZE] = b"%d" % size
+    if kind == keys.FILE:
         if blocks * 512 < size and fd is not None and (ranges := find_data(fd, size)) is not None:
             fields[keys.SPARSE] = ranges_to_text(ranges)
     elif kind == keys.LINK:
