@@ -38,6 +38,8 @@ from mirrorkeep.errors import (
     MalformedDelta,
     MalformedSignature,
     MirrorkeepError,
+    NotFound,
+    PatchTargetMissing,
     SourceChanged,
 )
 from mirrorkeep.manifest import keys
@@ -85,18 +87,23 @@ class LargeTransfer:
         """Bring one file over; returns (action, new record line, bytes read).
 
         With ``find`` it is hashed first, and copied on the mirror where that has its content already.
-        Raises SourceChanged when the file would not hold still, and what reading or sending raises; the
-        mirror then keeps what it had.
+        It is sent whole when the mirror lacks what was counted on, or lost the file in the making (its worker
+        was killed).  Raises SourceChanged when the file would not hold still, and what reading or sending
+        raises; the mirror then keeps what it had.
         """
+        whole = False
         for attempt in range(_ATTEMPTS):
             try:
-                return self._attempt(wanted, find, tell)
-            except SourceChanged:
+                return self._attempt(wanted, find, tell, whole=whole)
+            except (SourceChanged, PatchTargetMissing) as error:
                 if attempt + 1 == _ATTEMPTS:
                     raise
+                whole = whole or isinstance(error, PatchTargetMissing)
         raise SourceChanged(path=wanted.path)
 
-    def _attempt(self, wanted: Wanted, find: Find | None, tell: Tell | None) -> tuple[int, bytes, int]:
+    def _attempt(
+        self, wanted: Wanted, find: Find | None, tell: Tell | None, *, whole: bool
+    ) -> tuple[int, bytes, int]:
         path, key = wanted.path, wanted.key
         fields, status = self._master.describe(path)
         fd = self._master.open_content(path)
@@ -104,7 +111,8 @@ class LargeTransfer:
             if not self._master.settled(status, fd):
                 raise SourceChanged(path=path)
             base_line = wanted.source_line if key else wanted.old_line
-            known = parse_record(base_line, check=False).hash if base_line and not wanted.forced else b""
+            anew = whole or wanted.forced
+            known = parse_record(base_line, check=False).hash if base_line and not anew else b""
             if known and status.st_size == parse_record(base_line, check=False).size:
                 digest = self._unchanged_digest(fd, path, status.st_size, known)
                 if digest == known and self._master.settled(status, fd):
@@ -250,7 +258,8 @@ class _Sending:
     def finish(self, line: bytes) -> None:
         """Publish what was sent under the new record."""
         transaction = self._open()
-        transaction.finish(line, sorted(self._written, key=lambda one: one.start))
+        with _still_known(self._path):
+            transaction.finish(line, sorted(self._written, key=lambda one: one.start))
 
     def abandon(self) -> None:
         """Drop what was sent."""
@@ -308,7 +317,9 @@ class _Sending:
             return None
 
     def _write(self, segment: Segment, body: bytes, *, delta: bool, digest: bytes) -> None:
-        self._open().write(segment, body, delta=delta, digest=digest)
+        transaction = self._open()
+        with _still_known(self._path):
+            transaction.write(segment, body, delta=delta, digest=digest)
         self._written.append(segment)
 
     def _open(self) -> Transaction:
@@ -355,6 +366,15 @@ class _DigestInTurn:
     def hexdigest(self) -> bytes:
         """Return the digest (hex) of what was added."""
         return str(self._hasher.hexdigest()).encode()
+
+
+@contextlib.contextmanager
+def _still_known(path: bytes) -> Iterator[None]:
+    """A transaction that the mirror knows no more is no file that is missing at the source."""
+    try:
+        yield
+    except NotFound as error:
+        raise PatchTargetMissing(path=path, detail="the mirror lost the file in the making") from error
 
 
 def hash_content(fd: int, size_bytes: int, digest_name: str) -> bytes:

@@ -295,10 +295,10 @@ class Placement:
         try:
             os.rename(sidecar, name, src_dir_fd=self.staging.fd, dst_dir_fd=hidden)
         except OSError:
-            self.staging.swap_out(staged, directory.fd, name, replaced=replaced)
+            self.staging.swap_out(replaced, directory.fd, name)
             raise
         if replaced:
-            self.staging.discard(staged)
+            self.staging.discard(replaced)
 
     def _clear_directory(self, directory: Directory, name: bytes, path: bytes) -> None:
         try:

@@ -19,6 +19,7 @@ import re
 import shutil
 import stat as stat_module
 import time
+from contextlib import suppress
 from typing import Final
 
 from mirrorkeep.tree.layout import HIDDEN, OPEN_DIRECTORY, STAGING, Directories
@@ -101,14 +102,32 @@ class Staging:
         except OSError:
             pass
 
-    def swap_in(self, staged: bytes, dir_fd: int, name: bytes) -> bool:
-        """Put ``staged`` at ``name``.  Returns True when something was there: ``staged`` now holds it."""
+    def swap_in(self, staged: bytes, dir_fd: int, name: bytes) -> bytes:
+        """Put ``staged`` at ``name``.  Returns the staged name of what was there; nothing was: ``b""``.
+
+        A name that requests know (of a transaction, of what is held) is given up first.  It would name what
+        was replaced, and a request that is repeated after a kill would take that for the new file.
+        On OSError ``staged`` is as it was.
+        """
+        own = staged
+        if staged.startswith((HELD, TRANSACTION)):
+            own = new_name()
+            os.rename(staged, own, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         try:
-            exchange(self.fd, staged, dir_fd, name)
-            return True
+            return self._swap(own, dir_fd, name)
+        except OSError:
+            if own != staged:
+                with suppress(OSError):  # it is missing then, and has to be sent again
+                    os.rename(own, staged, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            raise
+
+    def _swap(self, own: bytes, dir_fd: int, name: bytes) -> bytes:
+        try:
+            exchange(self.fd, own, dir_fd, name)
+            return own
         except FileNotFoundError:
-            os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
-            return False
+            os.rename(own, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
+            return b""
         except OSError as error:
             if error.errno not in _NO_EXCHANGE:
                 raise
@@ -116,16 +135,15 @@ class Staging:
         try:
             os.link(name, kept, src_dir_fd=dir_fd, dst_dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
-            os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
-            return False
-        os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
-        os.rename(kept, staged, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        return True
+            kept = b""
+        os.rename(own, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
+        self.discard(own)  # renaming a name over another of the same inode does nothing
+        return kept
 
-    def swap_out(self, staged: bytes, dir_fd: int, name: bytes, *, replaced: bool) -> None:
-        """Undo :meth:`swap_in`: what was at ``name`` is there again."""
+    def swap_out(self, replaced: bytes, dir_fd: int, name: bytes) -> None:
+        """Undo :meth:`swap_in`, which returned ``replaced``: what was at ``name`` is there again."""
         if replaced:
-            os.rename(staged, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
+            os.rename(replaced, name, src_dir_fd=self.fd, dst_dir_fd=dir_fd)
         else:
             os.unlink(name, dir_fd=dir_fd)
 

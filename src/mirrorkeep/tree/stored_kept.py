@@ -194,7 +194,7 @@ class KeptContent(EntryPlaces):
                 self._publish(directory, name, held, record, frame.line, b"")
             else:
                 self._restage(fd, directory, name, record, frame.line, None)
-            self._staging.discard(held)
+                self._staging.discard(held)
         finally:
             os.close(fd)
 

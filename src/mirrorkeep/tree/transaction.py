@@ -9,11 +9,14 @@ process of the server can take the next request:
     t.ID.log    a row for each segment before and after it is written: start, end, state
 
 A segment counts as written when the last row for its range says so.  Blocks that nobody writes stay
-shared with the base, and so with the snapshots (SNP-08, SNP-09).
+shared with the base, and so with the snapshots (SNP-08, SNP-09).  ``t.ID`` is never another file than the
+one in the making: it goes before the file is published (``Staging.swap_in``).
 
 Not here: which segments there are (``delta.segments``), the barrier against snapshots (``store``).
-A crash leaves the old file, and staged files that expire.  Nothing is durable before the run's commit
-unless ``finish`` is asked to make it so.
+A crash leaves the old file, or the new one with the old one's sidecar, which counts as unverified, and
+staged files that expire.  A transaction whose worker was killed while it published is over: a repeated
+``finish`` succeeds where the pair is complete, and otherwise the sender begins again.  Nothing is durable
+before the run's commit unless ``finish`` is asked to make it so.
 """
 
 from __future__ import annotations
@@ -24,14 +27,13 @@ import re
 import stat as stat_module
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from mirrorkeep.delta.patch import check_delta, moved_spans, patch_stream
 from mirrorkeep.errors import (
     DigestMismatch,
     LengthMismatch,
-    MalformedManifest,
     MalformedRequest,
     NotFound,
     PatchTargetMissing,
@@ -40,19 +42,18 @@ from mirrorkeep.errors import (
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.tree import wire
-from mirrorkeep.tree.digest import Hasher, hash_open_file, parse_ranges, same_digest
+from mirrorkeep.tree.digest import Hasher, hash_open_file, parse_ranges
 from mirrorkeep.tree.durability import start_writing
 from mirrorkeep.tree.layout import split_path, storage_errors
 from mirrorkeep.tree.placement import READ_FILE, Placement
 from mirrorkeep.tree.protocol import Data, Segment
-from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, decode_sidecar, encode_sidecar
-from mirrorkeep.tree.staging import TRANSACTION, copy_content, write_all
+from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, Sidecar, decode_sidecar, encode_sidecar
+from mirrorkeep.tree.staging import TRANSACTION, write_all
+from mirrorkeep.tree.transaction_base import BASE_BYTES, VOUCHED, stage_base
 
 _ID: Final = re.compile(r"[0-9a-f]{24}")
 _ROW: Final = struct.Struct(">QQB")
 _BEGUN, _VERIFIED, _UNVERIFIED = 0, 1, 2
-_BASE_BYTES: Final = b"base_bytes"
-_VOUCHED: Final = b"base_vouched"
 _DONE: Final = b"done"
 _PIECES_AT_ONCE: Final = 1024
 """IOV_MAX of Linux."""
@@ -70,10 +71,7 @@ class StoredTransaction:
         self._placement = placement
         self._staging = placement.staging
         self._data = TRANSACTION + transaction_id.encode()
-        begin = _read_staged(placement, self._data + b".begin")
-        if begin is None:
-            raise NotFound(what=f"transaction {transaction_id}")
-        state = decode_sidecar(begin)
+        state = self._read_begin()
         self._generation = state.generation
         self._entries = state.entries
         self.path = parse_record(state.line, check=False).path
@@ -81,7 +79,7 @@ class StoredTransaction:
     @property
     def on_base(self) -> bool:
         """Whether the file began as a clone of the one that is there."""
-        return _BASE_BYTES in self._entries
+        return BASE_BYTES in self._entries
 
     def write(self, segment: Segment, body: bytes, *, delta: bool, digest: bytes | None) -> None:
         """Write one segment; see ``protocol.Transaction``.
@@ -116,7 +114,7 @@ class StoredTransaction:
         Where neither the sender nor the sidecar vouches for the base (see :func:`begin_transaction`), the
         whole file is read and must hash to the record's digest.  Repeating a finish that succeeded does
         nothing.  Raises GenerationConflict, PatchTargetMissing, DigestMismatch, NoSpace, StorageFailure:
-        the old file stays, the transaction stays open.
+        the old file stays, the transaction stays open (unless it was the storage that failed).
         """
         record = parse_record(line)
         if record.path != self.path:
@@ -127,19 +125,20 @@ class StoredTransaction:
             return
         self._check_open()
         with storage_errors(self.path):
-            unverified = self._check_written(record, segments)
-            fd = self._open_data()
             try:
-                os.ftruncate(fd, record.size)
-                self._punch(fd, record)
-                if record.hash and (unverified or (self.on_base and _VOUCHED not in self._entries)):
-                    self._verify_whole(fd, record)
-                notes = self._placement.stamp(fd, record.fields, keys.FILE, -1, -1)
-                if durable:
-                    os.fsync(fd)
-            finally:
-                os.close(fd)
-            self._publish(line, notes, durable)
+                fd = self._open_data()
+            except PatchTargetMissing:
+                if not self._was_published(record, line):
+                    raise
+            else:
+                try:
+                    notes = self._complete(fd, record, segments)
+                    if durable:
+                        os.fsync(fd)
+                finally:
+                    os.close(fd)
+                self._publish(line, notes, durable)
+            self._end(line)
 
     def abandon(self) -> None:
         """Forget the transaction; the old file was never touched.  May be called again."""
@@ -147,6 +146,12 @@ class StoredTransaction:
             self._staging.discard(self._data + suffix)
 
     # --- writing -----------------------------------------------------------------------------
+
+    def _read_begin(self) -> Sidecar:
+        begin = _read_staged(self._placement, self._data + b".begin")
+        if begin is None:
+            raise NotFound(what=f"transaction {self.id}")
+        return decode_sidecar(begin)
 
     def _check_open(self) -> None:
         self._placement.check_writable(self.path)
@@ -170,7 +175,11 @@ class StoredTransaction:
             os.close(fd)
 
     def _open_data(self) -> int:
-        return os.open(self._data, _OPEN, dir_fd=self._staging.fd)
+        """Open the file in the making; raises PatchTargetMissing when there is none any more."""
+        try:
+            return os.open(self._data, _OPEN, dir_fd=self._staging.fd)
+        except FileNotFoundError:
+            raise PatchTargetMissing(path=self.path, detail="the transaction is over") from None
 
     def _write_delta(
         self, fd: int, segment: Segment, delta: bytes, digest: bytes | None, *, clean: bool
@@ -238,7 +247,7 @@ class StoredTransaction:
 
     def _check_covered(self, record: Record, written: list[tuple[int, int]]) -> None:
         """Raise PatchTargetMissing when bytes come neither from a segment, nor the base, nor a hole."""
-        base_bytes = int(self._entries.get(_BASE_BYTES, b"0"))
+        base_bytes = int(self._entries.get(BASE_BYTES, b"0"))
         known = [(0, base_bytes), *written]
         if keys.SPARSE in record.fields:
             known += _holes(record)
@@ -251,6 +260,15 @@ class StoredTransaction:
             raise PatchTargetMissing(path=self.path, detail=f"nothing was written at byte {position}")
 
     # --- publishing --------------------------------------------------------------------------
+
+    def _complete(self, fd: int, record: Record, segments: Sequence[Segment]) -> bytes:
+        """Check and stamp what was written; returns what the file system refused, for the sidecar."""
+        unverified = self._check_written(record, segments)
+        os.ftruncate(fd, record.size)
+        self._punch(fd, record)
+        if record.hash and (unverified or (self.on_base and VOUCHED not in self._entries)):
+            self._verify_whole(fd, record)
+        return self._placement.stamp(fd, record.fields, keys.FILE, -1, -1)
 
     def _punch(self, fd: int, record: Record) -> None:
         if keys.SPARSE in record.fields:
@@ -274,9 +292,32 @@ class StoredTransaction:
                     expected=self._generation,
                     durable=durable,
                 )
+
+    def _was_published(self, record: Record, line: bytes) -> bool:
+        """Say whether data and sidecar are in place, though whoever put them there could not note it."""
+        placement = self._placement
+        parent, name = split_path(self.path)
+        with placement.directories() as directories:
+            try:
+                directory = directories.get(parent)
+                status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+            sidecar = placement.read_replaced(directory, name)
+        return (
+            sidecar.line == line
+            and sidecar.generation != self._generation
+            and stat_module.S_ISREG(status.st_mode)
+            and (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
+        )
+
+    def _end(self, line: bytes) -> None:
+        """Note that the file was published; without the note a repeated finish looks at what is there."""
         self._entries[_DONE] = line
-        self._staging.discard(self._data + b".begin")
-        self._staging.write(encode_sidecar(self._generation, self._entries), self._data + b".begin")
+        with suppress(OSError):
+            noted = self._staging.write(encode_sidecar(self._generation, self._entries))
+            fd = self._staging.fd
+            os.rename(noted, self._data + b".begin", src_dir_fd=fd, dst_dir_fd=fd)
         for suffix in (b".log", b".base"):
             self._staging.discard(self._data + suffix)
 
@@ -298,7 +339,7 @@ def begin_transaction(placement: Placement, line: bytes, *, on_base: bool) -> St
     staging = placement.staging
     with storage_errors(record.path):
         try:
-            generation, entries = _stage_base(placement, record, data, on_base)
+            generation, entries = stage_base(placement, record, data, on_base)
             staging.write(b"", data + b".log")
             staging.write(encode_sidecar(generation, {**entries, RECORD: line}), data + b".begin")
         except BaseException:
@@ -306,73 +347,6 @@ def begin_transaction(placement: Placement, line: bytes, *, on_base: bool) -> St
                 staging.discard(data + suffix)
             raise
     return StoredTransaction(placement, transaction_id)
-
-
-def _stage_base(
-    placement: Placement, record: Record, data: bytes, on_base: bool
-) -> tuple[int, dict[bytes, bytes]]:
-    """Make the staged file; returns the generation to compare at the end, and what to remember."""
-    staging = placement.staging
-    parent, name = split_path(record.path)
-    with placement.directories() as directories:
-        try:
-            directory = directories.get(parent)
-            sidecar = placement.read_replaced(directory, name)
-            base = os.open(name, READ_FILE, dir_fd=directory.fd) if on_base else -1
-        except FileNotFoundError:
-            if on_base:
-                raise PatchTargetMissing(path=record.path, detail="there is no such file") from None
-            os.close(staging.create(name=data)[1])
-            return 0, {}
-        fd = -1
-        try:
-            fd = staging.create(name=data)[1]
-            if base < 0:
-                return sidecar.generation, {}
-            status = os.fstat(base)
-            if not sidecar.generation or not stat_module.S_ISREG(status.st_mode):
-                raise PatchTargetMissing(path=record.path, detail="there is no such file")
-            copy_content(base, fd, status.st_size)
-            _keep_base(placement, base, data + b".base", directory.fd, name)
-            entries = {_BASE_BYTES: b"%d" % status.st_size}
-            if _is_vouched(sidecar.line, status, record):
-                entries[_VOUCHED] = b"1"
-            return sidecar.generation, entries
-        finally:
-            for opened in (fd, base):
-                if opened >= 0:
-                    os.close(opened)
-
-
-def _keep_base(placement: Placement, base: int, kept: bytes, dir_fd: int, name: bytes) -> None:
-    """Give the base's inode another name; where that cannot be, keep a copy."""
-    staging = placement.staging
-    try:
-        os.link(name, kept, src_dir_fd=dir_fd, dst_dir_fd=staging.fd, follow_symlinks=False)
-        status = os.stat(kept, dir_fd=staging.fd, follow_symlinks=False)
-        if os.path.samestat(status, os.fstat(base)):
-            return
-        staging.discard(kept)  # replaced this moment: keep what was cloned
-    except PermissionError:
-        pass
-    fd = staging.create(name=kept)[1]
-    try:
-        copy_content(base, fd, os.fstat(base).st_size)
-    finally:
-        os.close(fd)
-
-
-def _is_vouched(base_line: bytes, status: os.stat_result, believed: Record) -> bool:
-    try:
-        base = parse_record(base_line)
-    except (MalformedManifest, IndexError):
-        return False
-    wanted = {**believed.fields, keys.SIZE: b"%d" % base.size}  # the opening record has the new size
-    return (
-        same_digest(base.fields, wanted)
-        and base.size == status.st_size
-        and base.mtime_ns == status.st_mtime_ns
-    )
 
 
 def segment_digest(*pieces: Data) -> bytes:

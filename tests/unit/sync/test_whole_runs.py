@@ -5,20 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mirrorkeep.errors import NoSpace
+from mirrorkeep.errors import MirrorkeepError, NoSpace, NotFound, PatchTargetMissing
 from mirrorkeep.store.local_copy import validate_directory
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.journal import Item, Journal
-from mirrorkeep.sync.local import LocalSession
+from mirrorkeep.sync.local import LocalSession, LocalTransaction
 from mirrorkeep.sync.orders import Order, Report, Send, SendLarge
 from mirrorkeep.sync.transfer import Transfer
+from mirrorkeep.tree.protocol import Segment
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 from rig.compare import Comparer
 from tests.property.sync.loop import Cut, CutAfter, Loop
@@ -87,6 +88,65 @@ def test_a_worker_that_is_killed_costs_a_retry_and_not_the_run(
     result = loop.sync()
     assert mark.exists()
     assert (result.status, result.failures) == ("complete", [])
+    assert differences(loop.source, loop.copy) == []
+    loop.check_unchanged()
+
+
+def test_a_worker_that_is_killed_while_it_places_a_file_leaves_no_other_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(tmp_path)
+    loop.source.mkdir()
+    for number, name in enumerate(("a", "b")):
+        (loop.source / name).write_bytes(b"of " + name.encode())
+        os.utime(loop.source / name, (number, number))
+    loop.sync()
+    for old, new in (("a", "t"), ("b", "a"), ("t", "b")):
+        (loop.source / old).rename(loop.source / new)
+    mark, coordinator, rename = tmp_path / "killed", os.getpid(), os.rename
+
+    def killed(source: bytes, target: bytes, **folders: int) -> None:
+        """The data has taken its place, and the sidecar is about to."""
+        if target == b"a" and os.getpid() != coordinator and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target, **folders)
+
+    monkeypatch.setattr(os, "rename", killed)
+    result = loop.sync()
+    assert mark.exists()
+    assert (result.status, result.failures) == ("complete", [])
+    assert differences(loop.source, loop.copy) == []
+    loop.check_unchanged()
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize(
+    "error", [NotFound(what="transaction 1"), PatchTargetMissing(path=b"f", detail="over")]
+)
+def test_a_large_file_whose_transaction_is_lost_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: MirrorkeepError, published: bool
+) -> None:
+    loop = Loop(tmp_path)
+    loop.source.mkdir()
+    (loop.source / "large").write_bytes(os.urandom(2 * SMALL_FILE_BYTES))
+    loop.sync()
+    with (loop.source / "large").open("r+b") as stream:
+        stream.write(b"changed")
+    mark, finish = tmp_path / "lost", LocalTransaction.finish
+
+    def lose(transaction: LocalTransaction, line: bytes, segments: Sequence[Segment]) -> None:
+        if mark.exists():
+            return finish(transaction, line, segments)
+        mark.touch()
+        if published:
+            finish(transaction, line, segments)
+        raise error
+
+    monkeypatch.setattr(LocalTransaction, "finish", lose)
+    result = loop.sync()
+    assert mark.exists()
+    assert (result.status, result.changed, result.failures) == ("complete", 2, [])
     assert differences(loop.source, loop.copy) == []
     loop.check_unchanged()
 
