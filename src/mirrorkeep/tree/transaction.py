@@ -5,12 +5,14 @@ process of the server can take the next request:
 
     t.ID        the new file: a clone of the base that shares its blocks, or empty
     t.ID.base   the base as it was at the beginning (another name of its inode), for copies out of deltas
-    t.ID.begin  a sidecar: generation of the base, the opening record, what is known of the base
+    t.ID.begin  a sidecar: generation of the base, the opening record, what is known of the base; its lock
+                is shared by those who write a segment, and held alone by who publishes
     t.ID.log    a row for each segment before and after it is written: start, end, state
 
 A segment counts as written when the last row for its range says so.  Blocks that nobody writes stay
 shared with the base, and so with the snapshots (SNP-08, SNP-09).  ``t.ID`` is never another file than the
-one in the making: it goes before the file is published (``Staging.swap_in``).
+one in the making: it goes before the file is published (``Staging.swap_in``), and whoever writes has it
+open while it is there only.
 
 Not here: which segments there are (``delta.segments``), the barrier against snapshots (``store``).
 A crash leaves the old file, or the new one with the old one's sidecar, which counts as unverified, and
@@ -21,6 +23,7 @@ before the run's commit unless ``finish`` is asked to make it so.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
@@ -121,10 +124,11 @@ class StoredTransaction:
             raise PathRefused(path=record.path, detail="the record belongs to another file")
         if record.kind != keys.FILE:
             raise MalformedRequest(detail="the record is that of no regular file")
-        if self._entries.get(_DONE) == line:
-            return
-        self._check_open()
-        with storage_errors(self.path):
+        with storage_errors(self.path), self._locked(fcntl.LOCK_EX):
+            self._entries = self._read_begin().entries
+            if self._entries.get(_DONE) == line:
+                return
+            self._check_open()
             try:
                 fd = self._open_data()
             except PatchTargetMissing:
@@ -153,6 +157,19 @@ class StoredTransaction:
             raise NotFound(what=f"transaction {self.id}")
         return decode_sidecar(begin)
 
+    @contextmanager
+    def _locked(self, operation: int) -> Iterator[None]:
+        """Hold the transaction across threads and processes; raises NotFound when it is over."""
+        try:
+            fd = os.open(self._data + b".begin", _OPEN, dir_fd=self._staging.fd)
+        except FileNotFoundError:
+            raise NotFound(what=f"transaction {self.id}") from None
+        try:
+            fcntl.flock(fd, operation)
+            yield
+        finally:
+            os.close(fd)
+
     def _check_open(self) -> None:
         self._placement.check_writable(self.path)
         if _DONE in self._entries:
@@ -165,17 +182,21 @@ class StoredTransaction:
 
     @contextmanager
     def _writing(self, segment: Segment, digest: bytes | None) -> Iterator[int]:
-        """Yield the file to write a segment to, with a note in the log before and after."""
-        fd = self._open_data()
-        try:
-            self._note(segment, _BEGUN)
-            yield fd
-            self._note(segment, _UNVERIFIED if digest is None else _VERIFIED)
-        finally:
-            os.close(fd)
+        """Yield the file to write a segment to, with a note in the log before and after.
+
+        It is not published meanwhile: a request that came twice writes before it is, or not at all.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            fd = self._open_data()
+            try:
+                self._note(segment, _BEGUN)
+                yield fd
+                self._note(segment, _UNVERIFIED if digest is None else _VERIFIED)
+            finally:
+                os.close(fd)
 
     def _open_data(self) -> int:
-        """Open the file in the making; raises PatchTargetMissing when there is none any more."""
+        """Open the file in the making, under the lock; raises PatchTargetMissing when there is none now."""
         try:
             return os.open(self._data, _OPEN, dir_fd=self._staging.fd)
         except FileNotFoundError:

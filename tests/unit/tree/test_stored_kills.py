@@ -13,6 +13,7 @@ import pytest
 from mirrorkeep.errors import PatchTargetMissing
 from mirrorkeep.store.drivers.reflink import copy_tree
 from mirrorkeep.tree import staging as staging_module
+from mirrorkeep.tree import transaction as transaction_module
 from mirrorkeep.tree.protocol import Frame, Op, Segment
 from mirrorkeep.tree.stored import StoredTransaction, StoredTree
 from mirrorkeep.tree.transaction import segment_digest
@@ -184,3 +185,38 @@ def test_what_comes_while_a_file_is_published_reaches_no_snapshot(
         assert states(snapshot) == history
         assert tree.check(b"f", line, content=True) == []
         assert len(refused) == 1
+
+
+def test_a_file_is_published_when_nobody_writes_it_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two equal requests is slow, and the client has the answer to the second."""
+    root = tmp_path / "tip"
+    writing, go = threading.Event(), threading.Event()
+    write = transaction_module._write_at
+
+    def slowly(fd: int, pieces: Any, offset: int) -> None:
+        if threading.current_thread() is slow:
+            writing.set()
+            go.wait(5)
+        write(fd, pieces, offset)
+
+    with shared(root) as tree:
+        line, whole = file_line(b"f", NEW), Segment(0, len(NEW))
+        transaction = begin(tree, line, NEW)
+        sending = tree.resume(transaction.id)
+        slow = threading.Thread(
+            target=sending.write, args=(whole, NEW), kwargs={"delta": False, "digest": segment_digest(NEW)}
+        )
+        monkeypatch.setattr(transaction_module, "_write_at", slowly)
+        slow.start()
+        assert writing.wait(5)
+        transaction.write(whole, NEW, delta=False, digest=segment_digest(NEW))
+        finishing = threading.Thread(target=transaction.finish, args=(line, [whole]))
+        finishing.start()
+        finishing.join(0.2)
+        assert not (root / "f").exists()
+        go.set()
+        slow.join()
+        finishing.join()
+        assert tree.check(b"f", line, content=True) == []
