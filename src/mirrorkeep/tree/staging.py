@@ -2,7 +2,7 @@
 
 Everything that replaces something is written here first and then renamed, so that a reader sees the old
 or the new.  ``ROOT/.mirrorkeep/.mirrorkeep.staging`` holds, by first letters: ``s.`` single files in the
-making, ``h.KEY`` what the first phase of a move keeps, ``t.ID...`` transactions, ``m.ID`` logged moves
+making, ``h.KEY.DIGEST`` what the first phase of a move keeps, ``t.ID...`` transactions, ``m.ID`` logged moves
 (``stored_plain`` replays them), ``d.ID`` what is being deleted.
 
 Not here: what is published, and when (``placement``).  A crash leaves staged files behind; nothing reads

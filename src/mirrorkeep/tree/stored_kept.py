@@ -26,6 +26,7 @@ from mirrorkeep.tree.staging import HELD, new_name
 from mirrorkeep.tree.stored_places import EntryPlaces
 
 _KEY: Final = re.compile(rb"[0-9a-f]{1,64}")
+_DIGEST: Final = re.compile(rb"[0-9a-f]{1,128}")
 
 
 class KeptContent(EntryPlaces):
@@ -149,7 +150,7 @@ class KeptContent(EntryPlaces):
         return fd
 
     def _hold(self, record: Record, frame: Frame) -> None:
-        held = held_name(bytes(frame.data))
+        held = held_name(bytes(frame.data), record)
         fd = self._open_verified(record.path, record.fields)
         try:
             try:
@@ -172,7 +173,7 @@ class KeptContent(EntryPlaces):
             os.close(fd)
 
     def _place(self, record: Record, frame: Frame) -> None:
-        held = held_name(bytes(frame.data))
+        held = held_name(bytes(frame.data), record)
         directory, name = self._parent(record.path)
         try:
             fd = os.open(held, READ_FILE, dir_fd=self._staging.fd)
@@ -221,11 +222,16 @@ class KeptContent(EntryPlaces):
             os.close(fd)
 
 
-def held_name(key: bytes) -> bytes:
-    """Return the staged name for the key of HOLD and PLACE; raises MalformedRequest."""
+def held_name(key: bytes, record: Record) -> bytes:
+    """Return the staged name for the key of HOLD and PLACE and the content that both name.
+
+    So PLACE finds what HOLD has verified under the same digest, or nothing.  Raises MalformedRequest.
+    """
     if not _KEY.fullmatch(key):
         raise MalformedRequest(detail="the key of a move is not 1-64 lowercase hexadecimal digits")
-    return HELD + key
+    if not _DIGEST.fullmatch(record.hash):
+        raise MalformedRequest(detail="the record of a move names no digest")
+    return HELD + key + b"." + record.hash
 
 
 def restore_status(fd: int, status: os.stat_result) -> None:

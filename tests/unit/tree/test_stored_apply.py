@@ -395,6 +395,19 @@ def test_a_hold_needs_what_it_names(tree: StoredTree, root: Path) -> None:
     ]
 
 
+def test_nothing_is_placed_but_the_content_that_was_held(tree: StoredTree, root: Path) -> None:
+    tree.apply([put(b"a", b"of a"), put(b"n", b"old")])
+    frames = [
+        Frame(Op.HOLD, file_line(b"a", b"of a"), b"01"),
+        Frame(Op.PLACE, file_line(b"n", b"of b"), b"01"),
+        Frame(Op.PLACE, file_line(b"n", b"of b", hash=b"../../../a"), b"01"),
+    ]
+    assert codes(tree.apply(frames)) == [(1, "not_found"), (2, "malformed_request")]
+    assert tree.check(b"n", file_line(b"n", b"old"), content=True) == []
+    assert tree.apply([Frame(Op.PLACE, file_line(b"n", b"of a"), b"01")]) == []
+    assert tree.check(b"n", file_line(b"n", b"of a"), content=True) == []
+
+
 def test_copies_are_independent_of_their_source(tree: StoredTree, root: Path) -> None:
     tree.apply([put(b"a", b"x")])
     copied = file_line(b"b", b"x", st_mode=b"100600")
