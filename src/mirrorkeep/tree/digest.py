@@ -82,12 +82,3 @@ def same_digest(left: Mapping[bytes, bytes], right: Mapping[bytes, bytes]) -> bo
         and left.get(keys.HASH_NAME) == right.get(keys.HASH_NAME)
         and left.get(keys.SIZE) == right.get(keys.SIZE)
     )
-
-
-def parse_ranges(text: bytes) -> list[tuple[int, int]]:
-    """Return the ``offset+length;...`` ranges of a sparse file as (start, end); raises ValueError."""
-    ranges = []
-    for item in text.split(b";") if text else ():
-        offset, _, length = item.partition(b"+")
-        ranges.append((int(offset), int(offset) + int(length)))
-    return ranges

@@ -1,4 +1,4 @@
-"""Content of native files: checking a whole file, writing with holes, copying.
+"""Content of files: checking a whole file, writing with holes, copying.
 
 Everything here works on open descriptors of files in the making.  A crash in the middle leaves a file
 that nobody sees.  Not here: names and publishing (``native_publish``), metadata (``metadata``).
@@ -10,13 +10,14 @@ import ctypes
 import errno
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from mirrorkeep.errors import DigestMismatch, LengthMismatch
 from mirrorkeep.manifest import keys
 from mirrorkeep.tree.digest import new_hasher
 from mirrorkeep.tree.metadata.sparse import holes, ranges_from_text
+from mirrorkeep.tree.protocol import Data
 
 if sys.platform != "win32":
     import fcntl
@@ -46,7 +47,7 @@ def check_file(path: bytes, fields: Mapping[bytes, bytes], fd: int) -> None:
         raise DigestMismatch(path=path, expected=expected, actual=actual)
 
 
-def write_content(fd: int, data: bytes, sparse: bytes | None) -> None:
+def write_content(fd: int, data: Data, sparse: bytes | None) -> None:
     """Write all of ``data`` into an empty file, leaving the record's holes; ValueError for bad ranges.
 
     A range that calls data a hole cannot lose bytes: what lies outside the ranges is only skipped when
@@ -61,7 +62,7 @@ def write_content(fd: int, data: bytes, sparse: bytes | None) -> None:
     for start, end in ranges:
         write_all(fd, view[start:end], start)
     for start, end in holes(ranges, len(data)):
-        if data.count(0, start, end) != end - start:
+        if not _is_zeros(view[start:end]):
             write_all(fd, view[start:end], start)
 
 
@@ -114,7 +115,19 @@ def punch_holes(fd: int, sparse: bytes, size_bytes: int) -> None:
 
     The caller checks the digest afterwards: a range that was not zeros would show.
     """
+    _punch(fd, holes(ranges_from_text(sparse, size_bytes), size_bytes))
+
+
+def punch_zeros(fd: int, sparse: bytes, size_bytes: int) -> None:
+    """Give back blocks of zeros between the record's ranges; what is not zeros stays.
+
+    For a file that nobody checks afterwards.  Moves the descriptor's position.
+    """
     gaps = holes(ranges_from_text(sparse, size_bytes), size_bytes)
+    _punch(fd, (stretch for gap in gaps for stretch in _zeros(fd, *gap)))
+
+
+def _punch(fd: int, gaps: Iterable[tuple[int, int]]) -> None:
     fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
     if fallocate is None:
         return
@@ -122,3 +135,23 @@ def punch_holes(fd: int, sparse: bytes, size_bytes: int) -> None:
     for start, end in gaps:
         if fallocate(fd, _PUNCH_HOLE, start, end - start):
             return
+
+
+def _zeros(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the stretches from ``start`` to ``end`` that were read and are zeros: no hole there yet."""
+    position = _next_data(fd, start, end)
+    while position < end and (piece := os.pread(fd, min(_PIECE_BYTES, end - position), position)):
+        if _is_zeros(piece):
+            yield position, position + len(piece)
+        position = _next_data(fd, position + len(piece), end)
+
+
+def _next_data(fd: int, position: int, end: int) -> int:
+    try:
+        return min(os.lseek(fd, position, os.SEEK_DATA), end)
+    except OSError as error:  # a hole to the end, or a file system without the question
+        return end if error.errno == errno.ENXIO else position
+
+
+def _is_zeros(data: Data) -> bool:
+    return bytes(data).count(0) == len(data)

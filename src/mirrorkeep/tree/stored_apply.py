@@ -27,7 +27,7 @@ from mirrorkeep.errors import (
 )
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record, parse_time_ns
-from mirrorkeep.tree.digest import check_content, parse_ranges
+from mirrorkeep.tree.digest import check_content
 from mirrorkeep.tree.layout import (
     ROOT_SIDECAR,
     Directories,
@@ -35,6 +35,7 @@ from mirrorkeep.tree.layout import (
     split_path,
     storage_error,
 )
+from mirrorkeep.tree.native_content import write_content
 from mirrorkeep.tree.placement import Placement, is_node, needs_full_stamp, next_generation
 from mirrorkeep.tree.protocol import Data, Failure, Frame, Op
 from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, encode_record_sidecar, encode_sidecar
@@ -147,7 +148,7 @@ class Application(KeptContent):
         """Write and stamp a file that was just created in ``directory`` (None: staged)."""
         placement = self._placement
         if keys.SPARSE in fields:
-            write_ranges(fd, fields[keys.SPARSE], data)
+            write_content(fd, data, fields[keys.SPARSE])
         elif data:
             write_all(fd, data)
         gid = -1
@@ -266,12 +267,3 @@ def _failure(index: int, path: bytes, error: Exception) -> Failure:
     elif not isinstance(error, MirrorkeepError):
         error = MalformedRequest(detail=f"a record's field cannot be used: {error}")
     return Failure(index, path, error.code, str(error))
-
-
-def write_ranges(fd: int, sparse: bytes, data: Data) -> None:
-    """Write a sparse file: its data ranges, holes elsewhere; raises OSError."""
-    os.ftruncate(fd, len(data))
-    view = memoryview(data)
-    for start, end in parse_ranges(sparse):
-        os.lseek(fd, start, os.SEEK_SET)
-        write_all(fd, view[start:end])

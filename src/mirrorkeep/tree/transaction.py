@@ -45,9 +45,10 @@ from mirrorkeep.errors import (
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.tree import wire
-from mirrorkeep.tree.digest import Hasher, hash_open_file, parse_ranges
+from mirrorkeep.tree.digest import Hasher, hash_open_file
 from mirrorkeep.tree.durability import start_writing
 from mirrorkeep.tree.layout import split_path, storage_errors
+from mirrorkeep.tree.metadata.sparse import holes, ranges_from_text
 from mirrorkeep.tree.placement import READ_FILE, Placement
 from mirrorkeep.tree.protocol import Data, Segment
 from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, Sidecar, decode_sidecar, encode_sidecar
@@ -269,9 +270,7 @@ class StoredTransaction:
     def _check_covered(self, record: Record, written: list[tuple[int, int]]) -> None:
         """Raise PatchTargetMissing when bytes come neither from a segment, nor the base, nor a hole."""
         base_bytes = int(self._entries.get(BASE_BYTES, b"0"))
-        known = [(0, base_bytes), *written]
-        if keys.SPARSE in record.fields:
-            known += _holes(record)
+        known = [(0, base_bytes), *written, *_holes(record)]
         position = 0
         for start, end in sorted(known):
             if start > position:
@@ -293,9 +292,9 @@ class StoredTransaction:
 
     def _punch(self, fd: int, record: Record) -> None:
         if keys.SPARSE in record.fields:
-            from mirrorkeep.tree.native_content import punch_holes
+            from mirrorkeep.tree.native_content import punch_zeros
 
-            punch_holes(fd, record.fields[keys.SPARSE], record.size)
+            punch_zeros(fd, record.fields[keys.SPARSE], record.size)
 
     def _publish(self, line: bytes, notes: bytes, durable: bool) -> None:
         placement = self._placement
@@ -386,13 +385,13 @@ def segment_digest(*pieces: Data) -> bytes:
 
 
 def _holes(record: Record) -> list[tuple[int, int]]:
-    holes, position = [], 0
-    for start, end in sorted(parse_ranges(record.fields[keys.SPARSE])):
-        if start > position:
-            holes.append((position, start))
-        position = max(position, end)
-    holes.append((position, record.size))
-    return holes
+    """Return what the record calls holes; raises MalformedRequest."""
+    if keys.SPARSE not in record.fields:
+        return []
+    try:
+        return holes(ranges_from_text(record.fields[keys.SPARSE], record.size), record.size)
+    except ValueError as error:
+        raise MalformedRequest(detail=f"a record's field cannot be used: {error}") from None
 
 
 def _read_staged(placement: Placement, name: bytes) -> bytes | None:

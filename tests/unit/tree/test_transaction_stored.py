@@ -295,6 +295,17 @@ def test_holes_need_no_segment(tree: StoredTree, root: Path) -> None:
     assert (root / "f").stat().st_blocks * 512 < 16 * PIECE
 
 
+def test_zeros_that_were_sent_are_holes_around_what_the_record_forgets(tree: StoredTree, root: Path) -> None:
+    content = bytes(64 * PIECE) + b"data" + bytes(64 * PIECE)
+    line = file_line(b"f", content, sparse=b"")
+    transaction = tree.begin(line, on_base=False)
+    for segment in segments(content):
+        send(transaction, content, segment)
+    transaction.finish(line, segments(content))
+    assert tree.check(b"f", line, content=True) == []
+    assert (root / "f").stat().st_blocks * 512 <= 17 * PIECE
+
+
 @pytest.mark.root
 @pytest.mark.btrfs
 def test_unchanged_blocks_stay_shared_with_the_snapshot(tmp_path: Path) -> None:
