@@ -56,6 +56,13 @@ def needs_full_stamp(fields: Mapping[bytes, bytes]) -> bool:
     return known
 
 
+def _has_more(fd: int) -> bool:
+    """Say whether an open entry has access lists, attributes or flags."""
+    from mirrorkeep.tree.metadata import posix
+
+    return not (posix.has_attributes(fd, {}) and posix.has_flags(fd, {}))
+
+
 def next_generation(replaced: int = 0) -> int:
     """Return a generation greater than the one replaced; by the clock where the clock allows."""
     now = time.time_ns()
@@ -155,16 +162,18 @@ class Placement:
     ) -> bytes:
         """Set mode, owner, times and the rest on an open entry; times last.
 
-        ``created_mode`` and ``created_gid`` are what it has (-1: not known), so that a new file mostly
-        costs one call.  Returns the NUL-joined record keys that the file system refused.  Raises OSError.
+        ``created_mode`` and ``created_gid`` are what a new entry, which has nothing else, was made with, so
+        that it mostly costs one call.  -1: it may have been here before, and loses the access lists,
+        attributes and flags that the record does not have.
+        Returns the NUL-joined record keys that the file system refused.  Raises OSError.
         """
         mode = self.native_mode(fields, kind)
-        if needs_full_stamp(fields):
+        if needs_full_stamp(fields) or (created_mode < 0 and _has_more(fd)):
             from mirrorkeep.tree.metadata import posix
 
             wanted = {**fields, keys.MODE: b"%o" % mode}
             missed = posix.stamp(-1, b"", wanted, owner=self.set_owner, fd=fd, protect=False)
-            return b"\0".join(sorted(key for key in missed if key != keys.MODE))
+            return b"\0".join(sorted(key for key in missed if key != keys.MODE and key in fields))
         chowned = False
         if self.set_owner:
             uid = int(fields.get(keys.UID, b"-1"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import stat as stat_module
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from mirrorkeep.errors import DigestMismatch, MalformedManifest, MalformedRequest, NotFound
@@ -19,7 +19,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record, parse_time_ns
 from mirrorkeep.tree.digest import hash_open_file, same_digest
 from mirrorkeep.tree.layout import split_path
-from mirrorkeep.tree.placement import READ_FILE, is_node, needs_full_stamp
+from mirrorkeep.tree.placement import READ_FILE, is_node
 from mirrorkeep.tree.protocol import Frame
 from mirrorkeep.tree.sidecar import RECORDED_ONLY, Sidecar
 from mirrorkeep.tree.staging import HELD, new_name
@@ -47,9 +47,11 @@ class KeptContent(EntryPlaces):
             if keys.HARD_LINK in fields and not self._is_leaders(status, fields[keys.HARD_LINK]):
                 self._hard_link(record, frame)  # the leader was just given an inode of its own
                 return
-            if status.st_nlink > 1 and self._has_status(status, fields):
-                self._sidecar_now(directory, name, frame.line, b"", old.generation)
-                return
+            if status.st_nlink > 1:
+                known, refused = _known_of(old, fields)
+                if self._has_status(fd, status, fields, known, refused):
+                    self._sidecar_now(directory, name, frame.line, b"\0".join(refused), old.generation)
+                    return
             if status.st_nlink > 1 and self._breaks_link(fields):
                 self._restage(fd, directory, name, record, frame.line, old.generation)
                 return
@@ -191,7 +193,7 @@ class KeptContent(EntryPlaces):
             if status.st_nlink == 1:
                 notes = self._placement.stamp(fd, record.fields, keys.FILE, -1, -1)
                 self._publish(directory, name, held, record, frame.line, notes)
-            elif self._has_status(status, record.fields):
+            elif self._has_status(fd, status, record.fields):
                 self._publish(directory, name, held, record, frame.line, b"")
             else:
                 self._restage(fd, directory, name, record, frame.line, None)
@@ -199,19 +201,36 @@ class KeptContent(EntryPlaces):
         finally:
             os.close(fd)
 
-    def _has_status(self, status: os.stat_result, fields: Mapping[bytes, bytes]) -> bool:
-        """Say whether an inode that others share has all the metadata of the record already."""
+    def _has_status(
+        self,
+        fd: int,
+        status: os.stat_result,
+        fields: Mapping[bytes, bytes],
+        known: Mapping[bytes, bytes] | None = None,
+        refused: Collection[bytes] = (),
+    ) -> bool:
+        """Say whether an inode that others share has all the metadata of the record already.
+
+        ``known`` are the fields of its record so far, where it has one; ``refused`` are keys that have the
+        same value in both and that the file system did not take.
+        """
+        from mirrorkeep.tree.metadata import posix
+
         placement = self._placement
-        return (
-            not needs_full_stamp(fields)
-            and stat_module.S_IMODE(status.st_mode) == placement.native_mode(fields, keys.FILE)
-            and status.st_mtime_ns == parse_time_ns(fields.get(keys.MTIME, b"0"))
-            and (
-                not placement.set_owner
-                or (b"%d" % status.st_uid, b"%d" % status.st_gid)
-                == (fields.get(keys.UID), fields.get(keys.GID))
+        owner = (b"%d" % status.st_uid, b"%d" % status.st_gid)
+        if (
+            stat_module.S_IMODE(status.st_mode) != placement.native_mode(fields, keys.FILE)
+            or (
+                keys.MTIME not in refused
+                and status.st_mtime_ns != parse_time_ns(fields.get(keys.MTIME, b"0"))
             )
-        )
+            or (placement.set_owner and owner != (fields.get(keys.UID), fields.get(keys.GID)))
+            or not posix.has_attributes(fd, fields, refused)
+        ):
+            return False
+        # Some file systems set flags by themselves: those of a record that stays the same are not looked at.
+        same_flags = known is not None and known.get(keys.FLAGS) == fields.get(keys.FLAGS)
+        return same_flags or posix.has_flags(fd, fields)
 
     def _copy(self, record: Record, frame: Frame) -> None:
         directory, name = self._parent(record.path)
@@ -220,6 +239,16 @@ class KeptContent(EntryPlaces):
             self._restage(fd, directory, name, record, frame.line, None)
         finally:
             os.close(fd)
+
+
+def _known_of(old: Sidecar, fields: Mapping[bytes, bytes]) -> tuple[Mapping[bytes, bytes], list[bytes]]:
+    """Return the fields of a sidecar's record, and the keys of ``fields`` that the file system refused."""
+    try:
+        known = parse_record(old.line, check=False).fields
+    except (MalformedManifest, IndexError):
+        return {}, []
+    noted = old.entries.get(RECORDED_ONLY, b"").split(b"\0")
+    return known, [key for key in noted if key in fields and fields[key] == known.get(key)]
 
 
 def held_name(key: bytes, record: Record) -> bytes:

@@ -18,7 +18,7 @@ import functools
 import os
 import stat as st
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from mirrorkeep.manifest import keys
@@ -159,6 +159,29 @@ def stamp(
         return _stamp_at(fd, fd, fields, kind, owner, protect)
     with _Reach(dir_fd, name, openable=kind in _OPENABLE) as reach:
         return _stamp_at(reach.where, reach.fd, fields, kind, owner, protect)
+
+
+def has_attributes(fd: int, fields: Mapping[bytes, bytes], refused: Collection[bytes] = ()) -> bool:
+    """Say whether an open entry has the access lists and attributes of ``fields`` and no others.
+
+    ``refused`` are keys that are not there because the file system did not take them.  What no record could
+    take away (labels of the system) is not looked at.
+    """
+    wanted = {
+        key: value
+        for key, value in fields.items()
+        if (key in _ACL_XATTRS or key.startswith(keys.XATTR_PREFIX)) and key not in refused
+    }
+    names = _list_attributes(fd)
+    if not wanted and not any(name.startswith(_REMOVABLE) for name in names):
+        return True
+    looked_at = {_key_of(name) for name in names if name.startswith(_REMOVABLE)} | wanted.keys()
+    return {key: value for key, value in read_attributes(fd).items() if key in looked_at} == wanted
+
+
+def has_flags(fd: int, fields: Mapping[bytes, bytes]) -> bool:
+    """Say whether an open entry has the flags of ``fields``, those that protect aside."""
+    return not (read_flags(fd) ^ int(fields.get(keys.FLAGS, b"0"), 16)) & ~PROTECTING
 
 
 def stamp_flags(fd: int, fields: Mapping[bytes, bytes], *, protect: bool = True) -> bool:
