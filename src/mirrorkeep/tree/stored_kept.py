@@ -18,7 +18,7 @@ from mirrorkeep.errors import DigestMismatch, MalformedManifest, MalformedReques
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record, parse_time_ns
 from mirrorkeep.tree.digest import hash_open_file, same_digest
-from mirrorkeep.tree.layout import split_path
+from mirrorkeep.tree.layout import Directory, split_path
 from mirrorkeep.tree.placement import READ_FILE, is_node
 from mirrorkeep.tree.protocol import Frame
 from mirrorkeep.tree.sidecar import RECORDED_ONLY, Sidecar
@@ -48,12 +48,7 @@ class KeptContent(EntryPlaces):
                 self._hard_link(record, frame)  # the leader was just given an inode of its own
                 return
             if status.st_nlink > 1:
-                known, refused = _known_of(old, fields)
-                if self._has_status(fd, status, fields, known, refused):
-                    self._sidecar_now(directory, name, frame.line, b"\0".join(refused), old.generation)
-                    return
-            if status.st_nlink > 1 and self._breaks_link(fields):
-                self._restage(fd, directory, name, record, frame.line, old.generation)
+                self._stamp_shared(fd, status, directory, name, record, frame.line, old)
                 return
             try:
                 notes = placement.stamp(fd, fields, keys.FILE, -1, -1)
@@ -90,11 +85,26 @@ class KeptContent(EntryPlaces):
         if actual != record.hash:
             raise DigestMismatch(path=record.path, expected=record.hash, actual=actual)
 
-    def _breaks_link(self, fields: Mapping[bytes, bytes]) -> bool:
-        """Say whether a change of an inode with several names must not reach the other names."""
-        if self._placement.shared_inodes:
-            return True
-        return keys.HARD_LINK not in fields and int(fields.get(keys.LINKS, b"1")) < 2
+    def _stamp_shared(
+        self,
+        fd: int,
+        status: os.stat_result,
+        directory: Directory,
+        name: bytes,
+        record: Record,
+        line: bytes,
+        old: Sidecar,
+    ) -> None:
+        """Stamp an entry whose inode has other names, which no change may reach: it gets an inode of its own.
+
+        Nobody here knows which of them are still one file at the source; some may be snapshots.  Those that
+        are come after their leader, as further names of what it is then.
+        """
+        known, refused = _known_of(old, record.fields)
+        if self._has_status(fd, status, record.fields, known, refused):
+            self._sidecar_now(directory, name, line, b"\0".join(refused), old.generation)
+        else:
+            self._restage(fd, directory, name, record, line, old.generation)
 
     # --- hard links --------------------------------------------------------------------------
 

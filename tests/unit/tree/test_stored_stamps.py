@@ -12,7 +12,7 @@ from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.tree.metadata import flags
 from mirrorkeep.tree.protocol import Frame, Op
 from mirrorkeep.tree.stored import StoredTree
-from tests.unit.tree.stored_trial import directory, file_fields, file_line
+from tests.unit.tree.stored_trial import directory, file_fields, file_line, put, staged
 
 ACL = b"u::rwx;u:1234:rwx;g::r-x;m::rwx;o::---"
 COLOUR = b"xattr:user.colour"
@@ -115,3 +115,41 @@ def test_names_of_one_file_with_attributes_stay_one(tree: StoredTree, root: Path
     assert tree.apply([Frame(Op.STAMP, again)]) == []
     assert (root / "a").samefile(root / "b")
     assert findings(tree, again, member) == []
+
+
+# --- names of one inode -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+def test_a_stamp_reaches_no_name_that_parted_from_the_file(
+    tree: StoredTree, root: Path, order: tuple[int, ...]
+) -> None:
+    """The first or the second of two names becomes a file of its own, which has a further name."""
+    for parting, staying in ((b"a", b"b"), (b"b", b"a")):
+        two = {"st_nlink": b"2", "st_mode": b"100644"}
+        linked = Frame(Op.HARD_LINK, file_line(b"b", b"x", hard_link=b"a", **two))
+        assert tree.apply([put(b"a", b"x", **two), linked]) == []
+        parted = {"st_nlink": b"2", "st_mode": b"100600"}
+        lines = [
+            file_line(parting, b"x", **parted),
+            file_line(staying, b"x", st_mode=b"100644"),
+            file_line(b"d", b"x", hard_link=parting, **parted),
+        ]
+        ops = (Op.STAMP, Op.STAMP, Op.HARD_LINK)
+        assert tree.apply([Frame(ops[number], lines[number]) for number in order]) == []
+        assert findings(tree, *lines) == []
+        assert (root / os.fsdecode(parting)).samefile(root / "d")
+    assert staged(root) == []
+
+
+def test_names_that_are_one_file_stay_one_when_its_metadata_change(tree: StoredTree, root: Path) -> None:
+    fields = {"st_nlink": b"2", "st_mode": b"100644"}
+    member = Frame(Op.HARD_LINK, file_line(b"b", b"x", hard_link=b"a", **fields))
+    assert tree.apply([put(b"a", b"x", **fields), member]) == []
+    fields["st_mode"] = b"100600"
+    leader, member_line = file_line(b"a", b"x", **fields), file_line(b"b", b"x", hard_link=b"a", **fields)
+    for op in (Op.HARD_LINK, Op.STAMP):
+        assert tree.apply([Frame(Op.STAMP, leader), Frame(op, member_line)]) == []
+        assert (root / "a").samefile(root / "b")
+        assert tree.stat(b"a").generation == tree.stat(b"b").generation
+        assert findings(tree, leader, member_line) == []
