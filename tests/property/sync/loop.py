@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mirrorkeep.errors import MirrorkeepError
+from mirrorkeep.manifest.peek import path_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.local import LocalSession, LocalSource
@@ -21,6 +22,7 @@ from mirrorkeep.sync.session import RunSession
 from mirrorkeep.sync.state import State
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure
+from mirrorkeep.tree.stored import StoredTree
 from mirrorkeep.tree.walk import Directory, Siblings, walk
 from rig.compare import Comparer
 
@@ -102,6 +104,14 @@ class Loop:
         result = self.restore(restored)
         assert (result.status, result.failed) == ("complete", 0)
         assert [str(one) for one in Comparer(str(self.source), str(restored)).differences()] == []
+
+    def check_copy(self) -> None:
+        """Assert that the files of a local copy are what the manifest says, attributes included."""
+        with StoredTree(os.fspath(self.copy), read_only=True) as tree:
+            with self.manifest_path().open("rb") as stream:
+                lines = [line for _, line in ManifestReader(stream).lines()]
+            found = [one for line in lines for one in tree.check(path_of(line), line, content=True)]
+        assert found == []
 
     def restore(self, destination: Path) -> RunResult:
         return Restore(self._restore_source(None), os.fspath(destination), Silent(), threads=2).execute()

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.property.sync.loop import Cut, CutAfter, Loop
-from tests.property.sync.trees import Tree, changes
+from tests.property.sync.trees import Tree, changes, rights
 from tests.property.sync.trees import changes_without_hidden as plain_changes
 
 numbers = itertools.count()
@@ -46,9 +46,11 @@ def test_the_copy_becomes_the_source(
     tree.change(before)
     assert loop.sync().status == "complete"
     loop.check()
+    loop.check_copy()
     tree.change(after)
     assert loop.sync().status == "complete"
     loop.check()
+    loop.check_copy()
     loop.check_unchanged()
 
 
@@ -82,4 +84,23 @@ def test_a_run_that_is_cut_off_anywhere_is_made_good_by_the_next(
         tree.change(after)
     assert loop.sync(options).status == "complete"
     loop.check()
+    loop.check_copy()
     loop.check_unchanged()
+
+
+@QUICK
+@given(before=rights, between=rights, after=rights)
+def test_names_and_rights_of_the_copy_are_those_of_the_source(
+    tmp_path: Path,
+    before: list,
+    between: list,
+    after: list,  # type: ignore[type-arg]
+) -> None:
+    loop = Loop(fresh(tmp_path))
+    tree = Tree(loop.source)
+    tree.change([("write", b"a", 100, 0), ("same", b"a", b"b"), ("folder", b"c")])
+    for changes_made in (before, between, after):
+        tree.change(changes_made)
+        assert loop.sync().status == "complete"
+        loop.check_copy()
+    loop.check()

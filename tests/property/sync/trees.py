@@ -15,6 +15,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from mirrorkeep.tree.metadata.acl import ACCESS_XATTR, DEFAULT_XATTR, acl_from_text
+
 NAMES = (
     b"a",
     b"b",
@@ -32,6 +34,9 @@ HIDDEN = b".mirrorkeep"
 """A name of the source that a store has to keep under another."""
 SIZES = st.sampled_from((0, 1, 100, 5_000, 70_000))
 SEEDS = st.integers(0, 1_000_000)
+
+ACCESS_LISTS = ("u::rwx;u:1000:rw-;g::r-x;m::rwx;o::r--", "u::r-x;u:1000:rwx;g::---;m::rwx;o::---")
+FEW = st.sampled_from((b"a", b"b", b"c"))
 
 Change = tuple[object, ...]
 
@@ -58,6 +63,22 @@ def lists_of_changes(names: Sequence[bytes]) -> st.SearchStrategy[list[Change]]:
     )
     return st.lists(one, max_size=14)
 
+
+rights = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), FEW, st.just(100), st.just(0)),
+        st.tuples(st.just("folder"), FEW),
+        st.tuples(st.just("same"), FEW, FEW),
+        st.tuples(st.just("again"), FEW, FEW),
+        st.tuples(st.just("rename"), FEW, FEW),
+        st.tuples(st.just("mode"), FEW, st.sampled_from((0o600, 0o644))),
+        st.tuples(st.just("attribute"), FEW, st.sampled_from((b"one", b"two"))),
+        st.tuples(st.just("access"), FEW, st.sampled_from(ACCESS_LISTS), st.booleans()),
+        st.tuples(st.just("bare"), FEW),
+    ),
+    max_size=10,
+)
+"""Changes of names and metadata where all files have one content."""
 
 changes = lists_of_changes((*NAMES, HIDDEN))
 changes_without_hidden = lists_of_changes(NAMES)
@@ -156,6 +177,22 @@ class Tree:
 
     def do_attribute(self, path: bytes, value: bytes) -> None:
         os.setxattr(self.place(path), b"user.note", value, follow_symlinks=False)
+
+    def do_access(self, path: bytes, text: str, inherited: bool) -> None:
+        name = DEFAULT_XATTR if inherited else ACCESS_XATTR
+        os.setxattr(self.place(path), name, acl_from_text(text.encode()), follow_symlinks=False)
+
+    def do_bare(self, path: bytes) -> None:
+        for name in os.listxattr(self.place(path), follow_symlinks=False):
+            os.removexattr(self.place(path), name, follow_symlinks=False)
+
+    def do_again(self, path: bytes, other: bytes) -> None:
+        """Make a file of its own with the same content."""
+        if path != other and os.path.isfile(self.place(path)) and not os.path.islink(self.place(path)):
+            keep = self.place(b"kept")
+            shutil.copyfile(self.place(path), keep)
+            os.chmod(keep, 0o600)
+            os.rename(keep, self.clear(other))
 
 
 def _nested(one: bytes, other: bytes) -> bool:
