@@ -157,6 +157,24 @@ class Placement:
         mode = int(text, 8) & 0o7777 if text else 0o644
         return mode if self.privileged else mode & 0o777 | 0o600
 
+    def native_fields(self, fields: Mapping[bytes, bytes], kind: bytes) -> Mapping[bytes, bytes]:
+        """Return ``fields`` with the access lists that the stored entry gets, see :meth:`native_mode`.
+
+        A list's entry of the owner is the mode's; a default list is what is made below a folder begins with.
+        """
+        if self.privileged or not (keys.ACL_ACCESS in fields or keys.ACL_DEFAULT in fields):
+            return fields
+        from mirrorkeep.tree.metadata.acl import with_owner
+
+        wanted = dict(fields)
+        for key, permissions in (
+            (keys.ACL_ACCESS, 7 if kind == keys.DIRECTORY else 6),
+            (keys.ACL_DEFAULT, 7),
+        ):
+            if key in wanted:
+                wanted[key] = with_owner(wanted[key], permissions)
+        return wanted
+
     def stamp(
         self, fd: int, fields: Mapping[bytes, bytes], kind: bytes, created_mode: int, created_gid: int
     ) -> bytes:
@@ -171,7 +189,7 @@ class Placement:
         if needs_full_stamp(fields) or (created_mode < 0 and _has_more(fd)):
             from mirrorkeep.tree.metadata import posix
 
-            wanted = {**fields, keys.MODE: b"%o" % mode}
+            wanted = {**self.native_fields(fields, kind), keys.MODE: b"%o" % mode}
             missed = posix.stamp(-1, b"", wanted, owner=self.set_owner, fd=fd, protect=False)
             return b"\0".join(sorted(key for key in missed if key != keys.MODE and key in fields))
         chowned = False

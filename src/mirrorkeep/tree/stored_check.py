@@ -93,7 +93,8 @@ def _check(
             return findings
         if kind == keys.LINK:
             findings += _check_link(directory, name, path, record)
-        findings += _check_attributes(directory, name, path, fd, record.fields, recorded_only)
+        fields = placement.native_fields(record.fields, kind)
+        findings += _check_attributes(directory, name, path, fd, fields, recorded_only)
         if content and kind == keys.FILE and native.st_size == record.size and record.hash:
             actual = hash_open_file(fd, record.fields)
             if actual != record.hash:

@@ -235,7 +235,7 @@ class KeptContent(EntryPlaces):
                 and status.st_mtime_ns != parse_time_ns(fields.get(keys.MTIME, b"0"))
             )
             or (placement.set_owner and owner != (fields.get(keys.UID), fields.get(keys.GID)))
-            or not posix.has_attributes(fd, fields, refused)
+            or not posix.has_attributes(fd, placement.native_fields(fields, keys.FILE), refused)
         ):
             return False
         # Some file systems set flags by themselves: those of a record that stays the same are not looked at.

@@ -53,3 +53,12 @@ def acl_from_text(text: bytes) -> bytes:
             _ENTRY.pack(tags[tag], _PERMISSIONS.index(permissions), int(number) if number else _NO_ID)
         )
     return b"".join(value)
+
+
+def with_owner(text: bytes, permissions: int) -> bytes:
+    """Return the list of ``text`` with at least these permissions (bits as in a mode) for the owner."""
+    entries = text.split(b";")
+    for number, entry in enumerate(entries):
+        if entry[:3] == b"u::" and entry[3:] in _PERMISSIONS:
+            entries[number] = b"u::" + _PERMISSIONS[_PERMISSIONS.index(entry[3:]) | permissions]
+    return b";".join(entries)
