@@ -26,7 +26,6 @@ from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
 SLAVES: dict[str, Callable[[str], Slave]] = {
     "stored": StoredTree,
-    "stored, sharing inodes": lambda root: StoredTree(root, shared_inodes=True),
     "native": NativeTree,
 }
 MTIME, MTIME_NS = b"1600000000.987654321", 1_600_000_000_987_654_321

@@ -12,8 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from mirrorkeep.tree.stored import StoredTree
@@ -43,10 +42,9 @@ class OpenTrees:
 class TipTree:
     """One tip's tree, opened when it is asked for and shared by the threads of this process."""
 
-    def __init__(self, trees: OpenTrees, root: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, trees: OpenTrees, root: str) -> None:
         self._trees = trees
         self._root = root
-        self._options = options
         self._tree: StoredTree | None = None
 
     def get(self) -> StoredTree:
@@ -55,7 +53,7 @@ class TipTree:
 
         tree = self._tree
         if tree is None:
-            tree = self._tree = StoredTree(self._root, **self._options)
+            tree = self._tree = StoredTree(self._root)
         self._trees.note_use(self)
         return tree
 

@@ -55,7 +55,6 @@ class Store:
         self.queue = Queue(os.path.join(self.data, "queue"))
         self.registry = Registry(self.data)
         self.driver: Driver = open_driver(self.data, settings)
-        self.tree_options: dict[str, Any] = {"shared_inodes": self.driver.capabilities.shares_inodes}
         self.open_trees = OpenTrees()
         self._records = RecordCache()
         self._volumes: dict[str, Volume] = {}

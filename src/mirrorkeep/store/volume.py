@@ -77,7 +77,7 @@ class Volume:
         self._records = os.path.join(self.folder, "parts")
         self._known: tuple[int, frozenset[str]] = (-1, frozenset())
         self._parts: dict[bytes, Part] = {}
-        self._plain = TipTree(store.open_trees, self.tip, store.tree_options)
+        self._plain = TipTree(store.open_trees, self.tip)
         self._making = threading.Lock()
 
     def part(self, path: bytes, create: bool = False) -> Part:
@@ -210,7 +210,7 @@ class Part:
         self._lock_path = os.path.join(self.folder, "lock")
         self._turn_path = os.path.join(self.folder, "turn")
         self._cache = RecordCache()
-        self._tree = TipTree(volume.store.open_trees, self.root, volume.store.tree_options)
+        self._tree = TipTree(volume.store.open_trees, self.root)
 
     # --- trees ----------------------------------------------------------------------------------
 

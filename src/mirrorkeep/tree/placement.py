@@ -91,7 +91,6 @@ class Placement:
         *,
         read_only: bool = False,
         set_owner: bool | None = None,
-        shared_inodes: bool = False,
     ) -> None:
         """Open the tree at ``root``; raises NotFound.  ``set_owner=None``: as root only."""
         self.root = os.fsencode(root)
@@ -101,7 +100,6 @@ class Placement:
         self.staging = Staging(self.root_fd)
         self.read_only = read_only
         self.set_owner = os.geteuid() == 0 if set_owner is None else set_owner
-        self.shared_inodes = shared_inodes
         self.umask = _read_umask()
         self.uid = os.geteuid()
         self.privileged = self.uid == 0

@@ -45,21 +45,17 @@ class StoredTree:
         *,
         read_only: bool = False,
         set_owner: bool | None = None,
-        shared_inodes: bool = False,
         twin: StoredTree | None = None,
         taken_ns: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Open the tree at ``root``; raises NotFound.
 
         ``read_only`` refuses writes and keeps directories open between calls (nothing moves in a
-        snapshot).  ``set_owner=None`` sets owners as root only.  ``shared_inodes`` says that snapshots
-        share inodes with this tree: no inode is then changed in place (design, trap 11).  ``twin`` is the
-        tree that this one is a snapshot of, inode by inode, and ``taken_ns`` says since when, which is asked
-        only where it counts: see :meth:`contents`.
+        snapshot).  ``set_owner=None`` sets owners as root only.  ``twin`` is the tree that this one is a
+        snapshot of, inode by inode, and ``taken_ns`` says since when, which is asked only where it counts:
+        see :meth:`contents`.
         """
-        self.placement = Placement(
-            root, read_only=read_only, set_owner=set_owner, shared_inodes=shared_inodes
-        )
+        self.placement = Placement(root, read_only=read_only, set_owner=set_owner)
         self._twin = Twin(twin.placement, taken_ns) if twin is not None else None
 
     def close(self) -> None:

@@ -456,7 +456,7 @@ def test_copies_are_independent_of_their_source(tree: StoredTree, root: Path) ->
 def test_no_inode_is_changed_in_place_where_snapshots_share_it(tmp_path: Path) -> None:
     root, snapshot = tmp_path / "root", tmp_path / "snapshot"
     root.mkdir()
-    with StoredTree(str(root), shared_inodes=True) as tree:
+    with StoredTree(str(root)) as tree:
         tree.apply([put(b"d/f", b"x"), put(b"d/g", b"y"), link(b"d/l", b"t"), directory(b"d")])
         subprocess.run(["cp", "-al", str(root), str(snapshot)], check=True)
         before = look(snapshot)
@@ -478,7 +478,7 @@ def test_no_inode_is_changed_in_place_where_snapshots_share_it(tmp_path: Path) -
 def test_a_group_of_hard_links_stays_one_where_snapshots_share_its_inode(tmp_path: Path) -> None:
     root, snapshot = tmp_path / "root", tmp_path / "snapshot"
     root.mkdir()
-    with StoredTree(str(root), shared_inodes=True) as tree:
+    with StoredTree(str(root)) as tree:
         member = file_line(b"b", b"x", hard_link=b"a", st_nlink=b"2")
         tree.apply([put(b"a", b"x", st_nlink=b"2"), Frame(Op.HARD_LINK, member)])
         subprocess.run(["cp", "-al", str(root), str(snapshot)], check=True)

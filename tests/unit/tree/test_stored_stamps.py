@@ -97,7 +97,7 @@ def test_what_a_file_lost_while_it_was_renamed_is_gone_at_its_new_place(tree: St
 
 def test_what_all_names_of_a_file_lost_is_gone_where_snapshots_share_it(root: Path, tmp_path: Path) -> None:
     before, after = attributed(b"f"), file_line(b"f", b"x", st_mode=b"100770")
-    with StoredTree(str(root), shared_inodes=True) as tree:
+    with StoredTree(str(root)) as tree:
         assert tree.apply([Frame(Op.PUT, before, b"x")]) == []
         os.link(root / "f", tmp_path / "snapshot")
         assert tree.apply([Frame(Op.STAMP, after)]) == []
