@@ -221,7 +221,9 @@ def make_directory(placement: Placement, path: bytes, *, durable: bool = True) -
             os.mkdir(name, PLAIN_DIRECTORY_MODE, dir_fd=directory.fd)
             try:
                 fields = {keys.TYPE: keys.DIRECTORY, keys.MODE: b"%o" % (0o40000 | PLAIN_DIRECTORY_MODE)}
-                os.fchmod(directories.get(path).fd, PLAIN_DIRECTORY_MODE)
+                made = directories.get(path)
+                placement.strip_inherited(directory, made.fd, PLAIN_DIRECTORY_MODE)
+                os.fchmod(made.fd, PLAIN_DIRECTORY_MODE)
                 generation = next_generation(there.generation if there is not None else 0)
                 data = encode_record_sidecar(generation, format_record(path, fields))
                 placement.replace_sidecar(directory, name, data, durable=durable)

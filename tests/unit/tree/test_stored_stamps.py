@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +154,16 @@ def test_names_that_are_one_file_stay_one_when_its_metadata_change(tree: StoredT
         assert (root / "a").samefile(root / "b")
         assert tree.stat(b"a").generation == tree.stat(b"b").generation
         assert findings(tree, leader, member_line) == []
+
+
+# --- what nobody asked for ----------------------------------------------------------------------
+
+
+def test_a_new_folder_inherits_no_access_list(tree: StoredTree, root: Path) -> None:
+    """Neither one that a client makes nor one that is copied, wherever the store was put."""
+    assert tree.apply([directory(b"d", posix_acl_default=ACL)]) == []
+    tree.make_directory(b"d/made")
+    tree.copy(b"d/made", b"d/copied", False)
+    for name in ("d/made", "d/copied"):
+        assert os.listxattr(root / name) == []
+        assert stat.S_IMODE((root / name).stat().st_mode) == 0o755
