@@ -108,6 +108,14 @@ class AlreadyExists(MirrorkeepError):
     http_status = 409
 
 
+class NewerKept(MirrorkeepError):
+    """What a restore found in the way is newer than what was to come, and stays as it is."""
+
+    code = "newer_kept"
+    template = "what is there is newer and was kept (--overwrite-newer replaces it)"
+    http_status = 409
+
+
 # --- formats ----------------------------------------------------------------------------------
 
 

@@ -6,8 +6,8 @@ a restore that was cut off goes on where it stopped, and an old copy serves as a
 against the manifest's digest before it is seen: what replaces something is written beside it and renamed;
 small files that nothing stands in the way of take their place at once, marked until they are whole.
 
-Nothing in the destination is deleted; a file there that is newer than the snapshot's is kept and named,
-unless overwriting was asked for.
+Nothing in the destination is deleted; what is newer there than in the snapshot is kept and named, whatever it
+is, unless overwriting was asked for.
 
 Memory: one batch a worker; links and directories are spilled.
 """
@@ -233,12 +233,12 @@ class Restore:
         for row in rows:
             frames.append(Frame(Op(row[0]), row[1:]))
             if len(frames) >= MAX_PLACED:
-                self._submit(Place(frames))
+                self._submit(Place(frames, self._overwrite))
                 frames = []
                 if in_order:
                     self._wait()
         if frames:
-            self._submit(Place(frames))
+            self._submit(Place(frames, self._overwrite))
         self._wait()
 
     def _bring_leaderless(self) -> None:

@@ -34,6 +34,7 @@ from mirrorkeep.errors import (
     MalformedDelta,
     MalformedSignature,
     MirrorkeepError,
+    NewerKept,
     PatchTargetMissing,
     SourceChanged,
 )
@@ -43,7 +44,7 @@ from mirrorkeep.sync.large import hash_content, new_hasher
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_gaps, find_pieces, find_unchanged
 from mirrorkeep.tree.native import NativeTree
-from mirrorkeep.tree.native_publish import MAKING
+from mirrorkeep.tree.native_publish import is_newer
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
 
 RANGES_IN_FLIGHT: Final = 3
@@ -71,8 +72,11 @@ def settle_present(slave: NativeTree, record: Record, line: bytes, done: Fetched
     """Look at what the destination has: the same (stamp it), newer (keep it), or to be replaced (False)."""
     try:
         fd = slave.open_content(record.path)
-    except MirrorkeepError:
-        return False
+    except MirrorkeepError:  # a link, a node, or a file that may not be read
+        found = slave.look(record.path)
+        if found is None or stat.S_ISDIR(found.st_mode):
+            return False
+        return not overwrite and _kept(found, record, done)
     try:
         status = os.fstat(fd)
         same_size = status.st_size == record.size
@@ -81,15 +85,18 @@ def settle_present(slave: NativeTree, record: Record, line: bytes, done: Fetched
             frames = [Frame(Op.STAMP, line)]
             note(slave.apply(frames), frames, done)
             return True
-        if stat.S_IMODE(status.st_mode) == MAKING:  # a restore that was cut off left it half made
-            return False
-        if status.st_mtime_ns > record.mtime_ns and not overwrite:
-            detail = "the file there is newer and was kept (--overwrite-newer replaces it)"
-            done.failures.append((record.path, "newer_kept", detail))
-            return True
+        return not overwrite and _kept(status, record, done)
     finally:
         os.close(fd)
-    return False
+
+
+def _kept(found: os.stat_result, record: Record, done: Fetched) -> bool:
+    """Say whether what is there is newer than the record, and note that it was kept."""
+    if not is_newer(found, record.mtime_ns):
+        return False
+    error = NewerKept(path=record.path)
+    done.failures.append((record.path, error.code, str(error)))
+    return True
 
 
 class LargeFetch:

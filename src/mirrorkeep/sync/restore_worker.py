@@ -38,6 +38,7 @@ class Place:
     """Order: carry out these frames in the destination."""
 
     frames: list[Frame]
+    overwrite: bool
 
 
 class RestoreWorker:
@@ -55,7 +56,8 @@ class RestoreWorker:
         """Carry out one order."""
         done = Fetched()
         if isinstance(order, Place):
-            note(self._slave.apply(order.frames), order.frames, done)
+            failures = self._slave.apply(order.frames, keep_newer=not order.overwrite)
+            note(failures, order.frames, done)
             return done
         small: list[tuple[bytes, Record]] = []
         for (path, line), present in zip(order.wanted, order.present, strict=True):

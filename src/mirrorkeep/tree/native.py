@@ -195,11 +195,28 @@ class NativeTree:
         # Inode, size, then inode change and modification time up to the device: all but access times.
         return Frame(Op.PUT, line, data) if _same(facts, after) else None
 
+    def look(self, path: bytes) -> os.stat_result | None:
+        """Return what is at ``path``, of a link the link itself; None when it cannot be looked at."""
+        parents = Parents(self.root)
+        try:
+            dir_fd, name = parents.locate(path)
+            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except (OSError, MirrorkeepError):
+            return None
+        finally:
+            parents.close()
+
     # --- slave ------------------------------------------------------------------------------
 
-    def apply(self, frames: Iterable[Frame]) -> list[Failure]:
-        """Carry out frames in order; a failed frame stops nothing and leaves the old entry."""
-        with NativeWriter(self.root, set_owner=self.set_owner, case=self._case) as writer:
+    def apply(self, frames: Iterable[Frame], *, keep_newer: bool = False) -> list[Failure]:
+        """Carry out frames in order; a failed frame stops nothing and leaves the old entry.
+
+        With ``keep_newer`` links, nodes and further names do not take the place of what is newer than they
+        are (``newer_kept``).
+        """
+        with NativeWriter(
+            self.root, set_owner=self.set_owner, case=self._case, keep_newer=keep_newer
+        ) as writer:
             failures = writer.apply(frames)
             self.shortfalls.update(writer.shortfalls)
             return failures

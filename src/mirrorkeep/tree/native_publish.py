@@ -164,6 +164,13 @@ def unprotected(action: Callable[[], _Result], dir_fd: int, *names: bytes) -> _R
         return action()
 
 
+def is_newer(found: os.stat_result, mtime_ns: int) -> bool:
+    """Say whether an entry was changed after ``mtime_ns``; one that a restore left half made never was."""
+    if st.S_ISREG(found.st_mode) and st.S_IMODE(found.st_mode) == MAKING:
+        return False
+    return found.st_mtime_ns > mtime_ns
+
+
 def discard(dir_fd: int, name: bytes) -> None:
     """Remove a temporary name if it is there; trouble is left for the next cleaning."""
     try:

@@ -25,8 +25,11 @@ from typing import Final
 
 from mirrorkeep.errors import (
     AlreadyExists,
+    DigestMismatch,
+    LengthMismatch,
     MalformedBundle,
     MirrorkeepError,
+    NewerKept,
     NotAuthorised,
     NotFound,
     PathRefused,
@@ -35,9 +38,9 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.tree.digest import check_content
 from mirrorkeep.tree.metadata.flags import BEFORE_CONTENT, write_flags
-from mirrorkeep.tree.metadata.posix import FORMAT_OF_KIND, is_plain, stamp, stamp_flags, stamp_new
+from mirrorkeep.tree.metadata.posix import FORMAT_OF_KIND, OPEN_ENTRY, is_plain, stamp, stamp_flags, stamp_new
 from mirrorkeep.tree.native_case import CaseGuard
-from mirrorkeep.tree.native_content import write_content
+from mirrorkeep.tree.native_content import check_file, write_content
 from mirrorkeep.tree.native_move import Mover
 from mirrorkeep.tree.native_parents import Parents
 from mirrorkeep.tree.native_publish import (
@@ -45,6 +48,7 @@ from mirrorkeep.tree.native_publish import (
     NewFile,
     clean_directory,
     discard,
+    is_newer,
     rename_over,
     temporary_name,
     unprotected,
@@ -77,11 +81,23 @@ class NativeWriter:
     ``shortfalls`` counts, by key, what could not be restored of entries that otherwise were.
     """
 
-    def __init__(self, root: bytes, *, set_owner: bool, case: CaseGuard, in_place: bool = False) -> None:
-        """``in_place``: new plain files may be made under their own names, marked until they are whole."""
+    def __init__(
+        self,
+        root: bytes,
+        *,
+        set_owner: bool,
+        case: CaseGuard,
+        in_place: bool = False,
+        keep_newer: bool = False,
+    ) -> None:
+        """``in_place``: new plain files may be made under their own names, marked until they are whole.
+
+        ``keep_newer``: links, nodes and further names take no place of what is newer (files: see ``sync``).
+        """
         self._root = root
         self._owner = set_owner
         self._in_place = in_place
+        self._keep_newer = keep_newer
         self._case = case
         self._parents = Parents(root)
         self.shortfalls: Counter[bytes] = Counter()
@@ -196,13 +212,12 @@ class NativeWriter:
     def _link(self, record: Record, data: bytes) -> None:
         target = record.fields.get(keys.LINK_TARGET, b"")
         dir_fd, name = self._place(record.path)
-        try:
-            if os.readlink(name, dir_fd=dir_fd) == target:
+        found = _look(dir_fd, name)
+        if found is not None:
+            if st.S_ISLNK(found.st_mode) and os.readlink(name, dir_fd=dir_fd) == target:
                 self._stamp_entry(record, dir_fd, name)
                 return
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: something else, replaced below
-                raise
+            self._spare_newer(record, dir_fd, name, found)
         temporary = temporary_name()
         unprotected(lambda: os.symlink(target, temporary, dir_fd=dir_fd), dir_fd)
         self._publish_node(record, dir_fd, temporary, name)
@@ -215,13 +230,12 @@ class NativeWriter:
             major, _, minor = record.fields.get(keys.DEVICE, b"").partition(b":")
             device = os.makedev(int(major), int(minor))
         dir_fd, name = self._place(record.path)
-        try:
-            existing = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            if st.S_IFMT(existing.st_mode) == kind and existing.st_rdev == device:
+        found = _look(dir_fd, name)
+        if found is not None:
+            if st.S_IFMT(found.st_mode) == kind and found.st_rdev == device:
                 self._stamp_entry(record, dir_fd, name)
                 return
-        except FileNotFoundError:
-            pass
+            self._spare_newer(record, dir_fd, name, found)
         temporary = temporary_name()
         try:
             unprotected(lambda: os.mknod(temporary, kind | 0o600, device, dir_fd=dir_fd), dir_fd)
@@ -248,8 +262,11 @@ class NativeWriter:
                 raise PathRefused(path=leader, detail="a directory has one name only")
             if not _may_be(wanted, record):
                 raise NotFound(what=leader)  # another file has that name by now
-            if _is(dir_fd, name, wanted):
-                return
+            found = _look(dir_fd, name)
+            if found is not None:
+                if os.path.samestat(found, wanted):
+                    return
+                self._spare_newer(record, dir_fd, name, found)
             temporary = temporary_name()
             unprotected(
                 lambda: os.link(
@@ -301,6 +318,16 @@ class NativeWriter:
             self._case.check(dir_fd, name, path)
         return dir_fd, name
 
+    def _spare_newer(self, record: Record, dir_fd: int, name: bytes, found: os.stat_result) -> None:
+        """Raise NewerKept when what has the name is newer than the record, and may not be replaced.
+
+        A file that holds what the record says is replaced whatever its time is: nothing is lost by that.
+        """
+        if not self._keep_newer or st.S_ISDIR(found.st_mode) or not is_newer(found, record.mtime_ns):
+            return
+        if not (record.kind == keys.FILE and st.S_ISREG(found.st_mode) and _holds(record, dir_fd, name)):
+            raise NewerKept(path=record.path)
+
     def _stamp_entry(self, record: Record, dir_fd: int, name: bytes) -> None:
         self._note(stamp(dir_fd, name, record.fields, owner=self._owner))
 
@@ -316,12 +343,28 @@ def failure_of(index: int, path: bytes, error: OSError) -> Failure:
     return Failure(index, path, code, detail)
 
 
-def _is(dir_fd: int, name: bytes, wanted: os.stat_result) -> bool:
+def _look(dir_fd: int, name: bytes) -> os.stat_result | None:
     try:
-        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
+        return None
+
+
+def _holds(record: Record, dir_fd: int, name: bytes) -> bool:
+    """Say whether the regular file of that name has the record's content."""
+    if keys.HASH not in record.fields or keys.SIZE not in record.fields:
         return False
-    return (found.st_ino, found.st_dev) == (wanted.st_ino, wanted.st_dev)
+    try:
+        fd = os.open(name, OPEN_ENTRY, dir_fd=dir_fd)
+    except OSError:
+        return False
+    try:
+        check_file(record.path, record.fields, fd)
+    except (DigestMismatch, LengthMismatch):
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _may_be(status: os.stat_result, record: Record) -> bool:
