@@ -45,6 +45,7 @@ from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_gaps, find_pieces, find_unchanged
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.native_publish import is_newer
+from mirrorkeep.tree.native_write import failure_of
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
 
 RANGES_IN_FLIGHT: Final = 3
@@ -138,6 +139,9 @@ class LargeFetch:
             if error.code in ABORTING:
                 raise
             done.failures.append((record.path, error.code, str(error)))
+        except OSError as error:  # of this file alone: what else is in the order is brought all the same
+            refused = failure_of(0, record.path, error)
+            done.failures.append((record.path, refused.code, refused.detail))
 
     # --- seeds -----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from mirrorkeep.sync.local import LocalSource
 from mirrorkeep.sync.progress import Silent
 from mirrorkeep.sync.restore import Restore
 from mirrorkeep.tree import native_publish
+from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 from tests.property.sync.loop import Loop
 
 OLD_S = 1_600_000_000
@@ -121,7 +122,7 @@ def test_a_name_that_was_only_touched_is_linked_again(loop: Loop, tmp_path: Path
     check(destination)
 
 
-@pytest.mark.parametrize("size_bytes", [4], ids=["small"])
+@pytest.mark.parametrize("size_bytes", [4, SMALL_FILE_BYTES + 1], ids=["small", "large"])
 def test_what_is_of_another_kind_stays(loop: Loop, tmp_path: Path, size_bytes: int) -> None:
     (loop.source / "folder").mkdir()
     (loop.source / "folder" / "inside").write_bytes(b"x" * size_bytes)
