@@ -64,9 +64,10 @@ class LinkTable:
         return found[1] if found else b""
 
     def close(self) -> None:
-        """Forget everything."""
+        """Forget everything; may be called twice."""
         if self._database is not None:
             self._database.close()
+            self._database = None
             os.unlink(self._path)
         self._memory.clear()
 

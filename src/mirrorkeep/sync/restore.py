@@ -18,19 +18,21 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Final, Protocol
 
 from mirrorkeep.errors import MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import is_hard_link, kind_of, path_of, size_of
 from mirrorkeep.manifest.reader import ManifestReader
-from mirrorkeep.manifest.record import Record, format_record, parse_record
+from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList
 from mirrorkeep.sync.compare import pair
 from mirrorkeep.sync.options import RunResult
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.progress import Reporter
 from mirrorkeep.sync.restore_large import Fetched
+from mirrorkeep.sync.restore_links import FurtherNames, missing_leaders
 from mirrorkeep.sync.restore_worker import Fetch, Place, RestoreWorker
 from mirrorkeep.sync.workers import Completed, Handler, WorkerPool
 from mirrorkeep.tree.client import StoreClient
@@ -108,7 +110,6 @@ class Restore:
         self._submitted_bytes = 0
         self._share_submitted = 0.0
         self._current = b""
-        self._leaderless: list[bytes] = []
         self._reported: set[bytes] = set()
 
     def execute(self) -> RunResult:
@@ -121,7 +122,9 @@ class Restore:
             tempfile.TemporaryDirectory(prefix="mirrorkeep-restore-") as work,
             WorkerPool(self._start_worker, processes=processes, threads=self._threads) as pool,
             SpilledList(work) as links,
+            SpilledList(work) as further,
             SpilledList(work) as directories,
+            closing(FurtherNames(work, self._destination, overwrite=self._overwrite)) as self._names,
         ):
             self._pool = pool
             manifest = os.path.join(work, "manifest")
@@ -132,14 +135,14 @@ class Restore:
             for one in pair(self._expected(manifest), actual):
                 if one.expected is not None:
                     found = True
-                    self._entry(one.expected, one.actual is not None, links, directories)
+                    self._entry(one.expected, one.actual is not None, links, further, directories)
             if not found:
                 raise NotFound(what=f"{os.fsdecode(self._path)} in {self._source.name}")
             self._flush()
             self._wait()
             self._reporter.phase("links")
             self._place_all(iter(links), in_order=False)
-            self._bring_leaderless()
+            self._place_further(further)
             self._reporter.phase("directories")
             self._place_all((bytes([Op.DIRECTORY]) + line for line in directories), in_order=False)
             # What is below comes first; only root still gets to it when those above have their modes.
@@ -187,15 +190,6 @@ class Restore:
             fields[keys.HARD_LINK] = leader[len(self._path) + 1 :]
         return format_record(inner, fields)
 
-    def _without_leaderless(
-        self, task: Fetch | Place, failures: list[tuple[bytes, str, str]]
-    ) -> list[tuple[bytes, str, str]]:
-        """Put hard links without a leader aside; return the other failures."""
-        lines = list(_leaders_missing(task, failures))
-        self._leaderless += lines
-        paths = {parse_record(line, check=False).path for line in lines}
-        return [failure for failure in failures if failure[0] not in paths]
-
     # --- entries ---------------------------------------------------------------------------------
 
     def _entry(
@@ -203,30 +197,45 @@ class Restore:
         expected: tuple[bytes, bytes],
         present: bool,
         links: SpilledList,
+        further: SpilledList,
         directories: SpilledList,
     ) -> None:
-        line = expected[1]
+        path, line = expected
         self.result.entries += 1
         kind = kind_of(line)
         if kind == keys.DIRECTORY:
             directories.append(line)
         elif kind == keys.FILE and is_hard_link(line):
-            links.append(bytes([Op.HARD_LINK]) + line)
+            further.append(line)
         elif kind == keys.FILE:
-            size_bytes = size_of(line)
-            self._batch.append(expected)
-            self._present.append(present)
-            self._batch_bytes += size_bytes
-            self._submitted_bytes += size_bytes
-            if self._batch_bytes >= BUNDLE_TARGET_BYTES or len(self._batch) >= MAX_BATCH:
-                self._flush()
+            self._add(path, line, present)
         else:
             links.append(bytes([Op.LINK if kind == keys.LINK else Op.NODE]) + line)
+
+    def _add(self, path: bytes, line: bytes, present: bool) -> None:
+        """Add a file to what is fetched next."""
+        size_bytes = size_of(line)
+        self._batch.append((path, line))
+        self._present.append(present)
+        self._batch_bytes += size_bytes
+        self._submitted_bytes += size_bytes
+        if self._batch_bytes >= BUNDLE_TARGET_BYTES or len(self._batch) >= MAX_BATCH:
+            self._flush()
 
     def _flush(self) -> None:
         if self._batch:
             self._submit(Fetch(self._batch, self._present, self._overwrite))
             self._batch, self._present, self._batch_bytes = [], [], 0
+
+    def _without_stranded(
+        self, task: Fetch | Place, failures: list[tuple[bytes, str, str]]
+    ) -> list[tuple[bytes, str, str]]:
+        """Put hard links without a leader aside; return the other failures."""
+        stranded = set()
+        for line in missing_leaders(task.frames, failures) if isinstance(task, Place) else ():
+            self._names.strand(line)
+            stranded.add(path_of(line))
+        return [failure for failure in failures if failure[0] not in stranded]
 
     def _place_all(self, rows: Iterator[bytes], *, in_order: bool) -> None:
         frames: list[Frame] = []
@@ -241,44 +250,23 @@ class Restore:
             self._submit(Place(frames, self._overwrite))
         self._wait()
 
-    def _bring_leaderless(self) -> None:
-        """Bring hard links whose leader is not there: one name gets the content, the others lead to it.
-
-        A record may name a leader that is gone, for its folder was renamed, or one that failed.
-        """
-        tried: set[bytes] = set()
-        while lines := self._leaderless:
-            self._leaderless = []
-            records = [parse_record(line, check=False) for line in lines]
-            waiting = {record.path for record in records}
-            carriers: dict[tuple[bytes, bytes], Record] = {}
-            for record in records:
-                leader = record.fields[keys.HARD_LINK]
-                come = record.path not in tried and os.path.lexists(os.path.join(self._destination, leader))
-                if leader not in waiting and not come:
-                    carriers.setdefault(_file_of(record), record)
-            if not carriers and waiting <= tried:  # they lead to each other
-                carriers[_file_of(records[0])] = records[0]
-            tried |= waiting
-            bringing = {record.path for record in carriers.values()}
-            for record in carriers.values():
-                fields = {key: value for key, value in record.fields.items() if key != keys.HARD_LINK}
-                self._batch.append((self._source_path(record.path), format_record(record.path, fields)))
-                self._present.append(os.path.lexists(os.path.join(self._destination, record.path)))
+    def _place_further(self, further: SpilledList) -> None:
+        """Make further names links to what is settled; where nothing is, one of them gets the content."""
+        names = self._names
+        self._place_all((bytes([Op.HARD_LINK]) + line for line in names.linked(further)), in_order=False)
+        while names.next_carriers(self._bring):
             self._flush()
             self._wait()
-            rows = []
-            for record in records:
-                if record.path not in bringing:
-                    carrier = carriers.get(_file_of(record))
-                    leader = carrier.path if carrier else record.fields[keys.HARD_LINK]
-                    fields = {**record.fields, keys.HARD_LINK: leader}
-                    rows.append(bytes([Op.HARD_LINK]) + format_record(record.path, fields))
-            self._place_all(iter(rows), in_order=False)
+            rows = (bytes([Op.HARD_LINK]) + line for line in names.linked_to_carriers(self._bring))
+            self._place_all(rows, in_order=False)
+            self._flush()
+            self._wait()
 
-    def _source_path(self, path: bytes) -> bytes:
-        """Return where on the store what goes to ``path`` in the destination is."""
-        return self._path + b"/" + path if self._path else path  # of a single file the link was dropped
+    def _bring(self, line: bytes) -> None:
+        """Have the content of a name brought that was thought to lead to another."""
+        path = path_of(line)
+        source = self._path + b"/" + path if self._path else path  # of a single file the link was dropped
+        self._add(source, line, os.path.lexists(os.path.join(self._destination, path)))
 
     def _submit(self, order: Fetch | Place) -> None:
         self._sequence += 1
@@ -308,7 +296,8 @@ class Restore:
             fetched: Fetched = done.result
             if isinstance(done.task, Fetch):
                 self._current = done.task.wanted[-1][0]
-            failures = self._without_leaderless(done.task, fetched.failures)
+            failures = self._without_stranded(done.task, fetched.failures)
+            self._names.settle(fetched.settled)
             result.bytes_read += fetched.read_bytes
             result.unchanged += fetched.same
             result.new += fetched.written
@@ -332,20 +321,6 @@ class Restore:
         if not self._submitted_bytes:
             return 0.0
         return self.result.bytes_read / self._submitted_bytes * self._share_submitted
-
-
-def _file_of(record: Record) -> tuple[bytes, bytes]:
-    """Return what the records of one file's names have in common."""
-    return record.fields.get(keys.INODE, b""), record.hash
-
-
-def _leaders_missing(task: Fetch | Place, failures: list[tuple[bytes, str, str]]) -> Iterator[bytes]:
-    """Yield the records of hard links that failed for want of their leader."""
-    if isinstance(task, Place):
-        missing = {path for path, code, _ in failures if code == "not_found"}
-        for frame in task.frames if missing else ():
-            if frame.op == Op.HARD_LINK and parse_record(frame.line, check=False).path in missing:
-                yield frame.line
 
 
 def _walked(root: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -57,6 +57,8 @@ class Fetched:
     """A worker's answer."""
 
     failures: list[tuple[bytes, str, str]] = field(default_factory=list)
+    settled: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Path and digest of the files with further names that are in the destination as their records say."""
     same: int = 0
     read_bytes: int = 0
     written: int = 0

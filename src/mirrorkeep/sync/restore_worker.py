@@ -16,6 +16,7 @@ from mirrorkeep.errors import DigestMismatch, LengthMismatch, MirrorkeepError
 from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.restore_large import Fetched, LargeFetch, note, settle_present
+from mirrorkeep.sync.restore_links import has_further_names
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Master
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
@@ -60,14 +61,20 @@ class RestoreWorker:
             note(failures, order.frames, done)
             return done
         small: list[tuple[bytes, Record]] = []
+        leaders: list[Record] = []
         for (path, line), present in zip(order.wanted, order.present, strict=True):
             record = parse_record(line, check=False)
+            if has_further_names(record):
+                leaders.append(record)
             if record.size > SMALL_FILE_BYTES:
                 self._large.bring(path, record, line, done, present=present, overwrite=order.overwrite)
             elif not (present and settle_present(self._slave, record, line, done, overwrite=order.overwrite)):
                 small.append((path, record))
         if small:
             self._fetch_small(small, done)
+        if leaders:
+            failed = {path for path, _, _ in done.failures}
+            done.settled = [(record.path, record.hash) for record in leaders if record.path not in failed]
         return done
 
     def _fetch_small(self, wanted: list[tuple[bytes, Record]], done: Fetched) -> None:
@@ -78,7 +85,7 @@ class RestoreWorker:
             if error.code in ABORTING:
                 raise
             if len(wanted) == 1:
-                done.failures.append((wanted[0][0], error.code, str(error)))
+                done.failures.append((wanted[0][1].path, error.code, str(error)))
                 return
             middle = len(wanted) // 2
             self._fetch_small(wanted[:middle], done)
@@ -90,7 +97,7 @@ class RestoreWorker:
         paths: list[bytes] = []
         for (path, record), content in zip(wanted, received, strict=True):
             if isinstance(content, Failure):
-                done.failures.append((path, content.code, content.detail))
+                done.failures.append((record.path, content.code, content.detail))
             else:
                 done.read_bytes += len(content)
                 files.append((record, content))

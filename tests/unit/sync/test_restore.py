@@ -157,3 +157,15 @@ def test_wrong_content_is_asked_for_once_more_by_itself(tmp_path: Path, whole: b
     wrong = [] if whole else [(b"stale", "digest_mismatch"), (b"short", "digest_mismatch")]
     assert done.written == len(good)
     assert [(path, code) for path, code, _ in done.failures] == wrong
+
+
+def test_what_is_refused_is_named_as_in_the_destination(tmp_path: Path) -> None:
+    class Refusing(Master):
+        def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+            for index, path in enumerate(paths):
+                yield Failure(index, path, "not_found", "gone")
+
+    worker = RestoreWorker(Refusing(PathRefused(path=b"", detail="")), NativeTree(str(tmp_path)))
+    done = worker(Fetch([(b"folder/f", record(b"f"))], [False], overwrite=False))
+    assert [(path, code) for path, code, _ in done.failures] == [(b"f", "not_found")]
+    assert done.settled == []
