@@ -121,7 +121,7 @@ def extract(file: BinaryIO, path: str, output: str | None, as_json: bool) -> Non
 
     Example: mirrorkeep manifest extract home.manifest alice/photos -o photos.manifest
     """
-    from mirrorkeep.sync.describe import OutsideLeaders
+    from mirrorkeep.sync.links import OutsideLeaders
 
     top = os.fsencode(path.strip("/"))
     reader = open_manifest(file)
@@ -176,7 +176,8 @@ def verify(context: click.Context, file: BinaryIO, folder: str, path: str, as_js
 
     Example: mirrorkeep manifest verify home.manifest /mnt/alice --path alice
     """
-    from mirrorkeep.sync.describe import FOREIGN, OutsideLeaders, comparable, describe_tree
+    from mirrorkeep.sync.describe import FOREIGN, comparable, describe_tree
+    from mirrorkeep.sync.links import OutsideLeaders
 
     unread: set[bytes] = set()
     reader = open_manifest(file)

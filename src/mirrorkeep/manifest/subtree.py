@@ -34,10 +34,11 @@ def extract_subtree(records: Iterable[Record], top: bytes, lead: Lead) -> Iterat
             return
         if record.path.startswith(inside):
             path = record.path[len(inside) :]
-            yield Record(path, _led(record, path, inside, lead))
+            yield Record(path, lead_inside(record, path, inside, lead))
 
 
-def _led(record: Record, path: bytes, inside: bytes, lead: Lead) -> dict[bytes, bytes]:
+def lead_inside(record: Record, path: bytes, inside: bytes, lead: Lead) -> dict[bytes, bytes]:
+    """Return the fields of a record as ``path`` of the part, which the whole has below ``inside``."""
     outside = record.fields.get(keys.HARD_LINK)
     if outside is None:
         return record.fields

@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from hashlib import blake2b
 from typing import Final
 
 from mirrorkeep.delta.segments import digest_segments, pack_digests
@@ -125,18 +124,3 @@ def comparable(records: Iterator[Record]) -> Iterator[Record]:
             yield Record(record.path, kept)
         else:
             yield record
-
-
-class OutsideLeaders:
-    """Remembers, for hard links whose first name lies outside a part, their first name inside."""
-
-    def __init__(self, folder: str) -> None:
-        self._links = LinkTable(folder)
-
-    def lead(self, outside: bytes, path: bytes) -> bytes:
-        """Return the first path that this was asked with for ``outside``."""
-        return self._links.lead(0, int.from_bytes(blake2b(outside, digest_size=16).digest(), "big"), path)
-
-    def close(self) -> None:
-        """Forget everything."""
-        self._links.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from hashlib import blake2b
 from typing import Final
 
 MAX_IN_MEMORY: Final = 50_000
@@ -93,3 +94,23 @@ class LinkTable:
         self._database.executemany("INSERT OR REPLACE INTO link VALUES (?, ?, ?)", rows)
         self._database.execute("COMMIT")
         self._memory.clear()
+
+
+class OutsideLeaders:
+    """Remembers, for hard links whose first name lies outside a part, their first name inside."""
+
+    def __init__(self, folder: str) -> None:
+        self._links = LinkTable(folder)
+
+    def lead(self, outside: bytes, path: bytes) -> bytes:
+        """Return the first path that this was asked with for ``outside``."""
+        return self._links.lead(0, number_of(outside), path)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._links.close()
+
+
+def number_of(text: bytes) -> int:
+    """Return the number that stands for a path, or for what else groups names, in a table of inodes."""
+    return int.from_bytes(blake2b(text, digest_size=16).digest(), "big")

@@ -27,7 +27,9 @@ from mirrorkeep.manifest.peek import is_hard_link, kind_of, path_of, size_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList
+from mirrorkeep.manifest.subtree import lead_inside
 from mirrorkeep.sync.compare import pair
+from mirrorkeep.sync.links import OutsideLeaders
 from mirrorkeep.sync.options import RunResult
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.progress import Reporter
@@ -124,6 +126,7 @@ class Restore:
             SpilledList(work) as links,
             SpilledList(work) as further,
             SpilledList(work) as directories,
+            closing(OutsideLeaders(tempfile.mkdtemp(dir=work))) as self._outside,
             closing(FurtherNames(work, self._destination, overwrite=self._overwrite)) as self._names,
         ):
             self._pool = pool
@@ -183,12 +186,9 @@ class Restore:
         return None
 
     def _moved(self, line: bytes, inner: bytes) -> bytes:
-        """Return the line for the path ``inner``; a leader outside of what is restored is dropped."""
-        fields = parse_record(line, check=False).fields
-        leader = fields.pop(keys.HARD_LINK, None)
-        if leader is not None and leader.startswith(self._path + b"/"):
-            fields[keys.HARD_LINK] = leader[len(self._path) + 1 :]
-        return format_record(inner, fields)
+        """Return the line for the path ``inner``; who is led from outside is led by a name inside."""
+        record = parse_record(line, check=False)
+        return format_record(inner, lead_inside(record, inner, self._path + b"/", self._outside.lead))
 
     # --- entries ---------------------------------------------------------------------------------
 

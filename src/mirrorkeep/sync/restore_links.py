@@ -14,13 +14,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
 from typing import Final
 
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList
-from mirrorkeep.sync.links import LinkTable
+from mirrorkeep.sync.links import LinkTable, number_of
 from mirrorkeep.tree.native_publish import is_newer
 from mirrorkeep.tree.protocol import Frame, Op
 
@@ -48,7 +47,7 @@ class FurtherNames:
     def settle(self, names: Iterable[tuple[bytes, bytes]]) -> None:
         """Take note of names (path, digest) that are as their records say."""
         for path, digest in names:
-            number = _number(path)
+            number = number_of(path)
             self._settled.lead(0, number, path)
             self._settled.note_digest(0, number, digest)
 
@@ -91,7 +90,7 @@ class FurtherNames:
             return
         for line in self._round:
             record = parse_record(line, check=False)
-            carrier = self._carriers.leader(0, _number(file_of(record)))
+            carrier = self._carriers.leader(0, number_of(file_of(record)))
             if carrier == record.path:
                 continue
             if not carrier:
@@ -117,14 +116,14 @@ class FurtherNames:
             self._round = None
 
     def _is_settled(self, path: bytes, digest: bytes) -> bool:
-        number = _number(path)
+        number = number_of(path)
         if self._settled.leader(0, number) != path:
             return False
         return not digest or self._settled.digest(0, number) == digest
 
     def _carries(self, record: Record) -> bool:
         """Say whether the name is the first of its file that this was asked for in this round."""
-        return self._carriers.lead(0, _number(file_of(record)), record.path) == record.path
+        return self._carriers.lead(0, number_of(file_of(record)), record.path) == record.path
 
     def _is_kept(self, record: Record) -> bool:
         """Say whether what is in the way seems to be newer; only a closer look tells."""
@@ -159,7 +158,3 @@ def missing_leaders(frames: Iterable[Frame], failures: list[tuple[bytes, str, st
     for frame in frames if missing else ():
         if frame.op == Op.HARD_LINK and parse_record(frame.line, check=False).path in missing:
             yield frame.line
-
-
-def _number(text: bytes) -> int:
-    return int.from_bytes(blake2b(text, digest_size=16).digest(), "big")

@@ -89,6 +89,25 @@ def test_names_lead_to_each_other_where_their_leader_fails(loop: Loop, tmp_path:
     assert groups(out) == [["a"], ["b"], ["c", "d"]]
 
 
+def test_a_part_keeps_the_links_whose_leader_lies_outside_of_it(loop: Loop, tmp_path: Path) -> None:
+    folder = loop.source / "z"
+    folder.mkdir()
+    (loop.source / "other").write_bytes(CONTENT)
+    for name, leader in (("1", "a"), ("2", "other"), ("3", "a"), ("4", "other"), ("5", "a")):
+        os.link(loop.source / leader, folder / name)
+    loop.sync()
+    for _ in range(2):
+        assert restore(loop, tmp_path / "out", path=b"z") == {}
+        assert groups(tmp_path / "out") == [["1", "3", "5"], ["2", "4"]]
+    assert restore(loop, tmp_path / "one", path=b"z/5") == {}
+    assert (tmp_path / "one" / "5").read_bytes() == CONTENT
+    write(tmp_path / "out" / "1", b"other content", OLD_S + 1)  # all of its names at once
+    (tmp_path / "out" / "3").unlink()
+    kept = {"1": "newer_kept", "5": "newer_kept"}
+    assert restore(loop, tmp_path / "out", path=b"z") == kept
+    assert groups(tmp_path / "out") == [["1", "5"], ["2", "4"], ["3"]]
+
+
 def further(path: bytes, inode: int, leader: bytes = b"gone") -> bytes:
     fields = {keys.TYPE: b"file", keys.HASH: b"%x" % inode, keys.INODE: b"%d" % inode}
     return format_record(path, {**fields, keys.HARD_LINK: leader})

@@ -34,10 +34,9 @@ def age(folder: Path, seconds: int = OLD_S) -> None:
         os.utime(path, (seconds, seconds), follow_symlinks=False)
 
 
-def restore(loop: Loop, destination: Path, *, overwrite: bool = False) -> dict[str, str]:
-    reporter = Noting()
-    source = LocalSource(str(loop.copy))
-    Restore(source, str(destination), reporter, threads=2, overwrite_newer=overwrite).execute()
+def restore(loop: Loop, destination: Path, *, path: bytes = b"", overwrite: bool = False) -> dict[str, str]:
+    reporter, source = Noting(), LocalSource(str(loop.copy))
+    Restore(source, str(destination), reporter, path=path, threads=2, overwrite_newer=overwrite).execute()
     return reporter.noted
 
 
