@@ -22,6 +22,7 @@ _SIZE: Final = b"," + keys.SIZE + b"="
 _HASH: Final = re.compile(rb",hash=([0-9a-f]+),")
 _INODE: Final = b"," + keys.INODE + b"="
 _HARD_LINK: Final = b"," + keys.HARD_LINK + b"="
+_ONE_NAME: Final = b"," + keys.LINKS + b"=1,"
 _SIZE_DIGITS: Final = 20
 _INODE_DIGITS: Final = 39
 """Of 128 bits, as some file systems of Windows number their files."""
@@ -57,6 +58,11 @@ def digest_of(line: bytes) -> bytes:
 def is_hard_link(line: bytes) -> bool:
     """Say whether the entry is a further name of a file that another entry brings."""
     return _HARD_LINK in line
+
+
+def has_one_name(line: bytes) -> bool:
+    """Say whether the entry's inode had no other name at the source, in the tree or outside of it."""
+    return _ONE_NAME in line
 
 
 def _number(line: bytes, start: bytes, most_digits: int) -> int:

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from mirrorkeep.errors import MirrorkeepError, NotFound
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.peek import is_hard_link, kind_of, path_of, size_of
+from mirrorkeep.manifest.peek import has_one_name, is_hard_link, kind_of, path_of, size_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList
@@ -34,14 +34,14 @@ from mirrorkeep.sync.options import RunResult
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.progress import Reporter
 from mirrorkeep.sync.restore_large import Fetched
-from mirrorkeep.sync.restore_links import FurtherNames, missing_leaders
+from mirrorkeep.sync.restore_links import FurtherNames, There, missing_leaders
 from mirrorkeep.sync.restore_worker import Fetch, Place, RestoreWorker
 from mirrorkeep.sync.workers import Completed, Handler, WorkerPool
 from mirrorkeep.tree.client import StoreClient
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Frame, Master, Op
 from mirrorkeep.tree.remote import RemoteTree
-from mirrorkeep.tree.walk import Directory, Siblings, walk
+from mirrorkeep.tree.walk import Directory, Siblings, blob_stat, walk
 from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES
 
 MAX_BATCH: Final = 512
@@ -106,7 +106,7 @@ class Restore:
         self._seed = seed
         self.result = RunResult(snapshot=source.name)
         self._batch: list[tuple[bytes, bytes]] = []
-        self._present: list[bool] = []
+        self._there: list[There] = []
         self._batch_bytes = 0
         self._sequence = 0
         self._submitted_bytes = 0
@@ -138,7 +138,7 @@ class Restore:
             for one in pair(self._expected(manifest), actual):
                 if one.expected is not None:
                     found = True
-                    self._entry(one.expected, one.actual is not None, links, further, directories)
+                    self._entry(one.expected, one.actual, links, further, directories)
             if not found:
                 raise NotFound(what=f"{os.fsdecode(self._path)} in {self._source.name}")
             self._flush()
@@ -195,7 +195,7 @@ class Restore:
     def _entry(
         self,
         expected: tuple[bytes, bytes],
-        present: bool,
+        actual: bytes | None,
         links: SpilledList,
         further: SpilledList,
         directories: SpilledList,
@@ -208,15 +208,24 @@ class Restore:
         elif kind == keys.FILE and is_hard_link(line):
             further.append(line)
         elif kind == keys.FILE:
-            self._add(path, line, present)
+            self._add(path, line, self._compare(line, actual))
         else:
             links.append(bytes([Op.LINK if kind == keys.LINK else Op.NODE]) + line)
 
-    def _add(self, path: bytes, line: bytes, present: bool) -> None:
+    def _compare(self, line: bytes, actual: bytes | None) -> There:
+        """Say what the walk found where a file is to go."""
+        if actual is None:
+            return There.NOTHING
+        if has_one_name(line):
+            return There.SOMETHING
+        found = blob_stat(actual)
+        return self._names.hold(path_of(line), found.links, found.inode)
+
+    def _add(self, path: bytes, line: bytes, there: There) -> None:
         """Add a file to what is fetched next."""
         size_bytes = size_of(line)
         self._batch.append((path, line))
-        self._present.append(present)
+        self._there.append(there)
         self._batch_bytes += size_bytes
         self._submitted_bytes += size_bytes
         if self._batch_bytes >= BUNDLE_TARGET_BYTES or len(self._batch) >= MAX_BATCH:
@@ -224,8 +233,8 @@ class Restore:
 
     def _flush(self) -> None:
         if self._batch:
-            self._submit(Fetch(self._batch, self._present, self._overwrite))
-            self._batch, self._present, self._batch_bytes = [], [], 0
+            self._submit(Fetch(self._batch, self._there, self._overwrite))
+            self._batch, self._there, self._batch_bytes = [], [], 0
 
     def _without_stranded(
         self, task: Fetch | Place, failures: list[tuple[bytes, str, str]]
@@ -266,7 +275,7 @@ class Restore:
         """Have the content of a name brought that was thought to lead to another."""
         path = path_of(line)
         source = self._path + b"/" + path if self._path else path  # of a single file the link was dropped
-        self._add(source, line, os.path.lexists(os.path.join(self._destination, path)))
+        self._add(source, line, self._names.look(path))
 
     def _submit(self, order: Fetch | Place) -> None:
         self._sequence += 1

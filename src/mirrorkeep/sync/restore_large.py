@@ -42,9 +42,10 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.sync.large import hash_content, new_hasher
 from mirrorkeep.sync.orders import ABORTING
+from mirrorkeep.sync.restore_links import There
 from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_gaps, find_pieces, find_unchanged
 from mirrorkeep.tree.native import NativeTree
-from mirrorkeep.tree.native_publish import is_newer
+from mirrorkeep.tree.native_publish import is_newer, is_shared
 from mirrorkeep.tree.native_write import failure_of
 from mirrorkeep.tree.protocol import Failure, Frame, Master, Op, Segment
 
@@ -71,8 +72,13 @@ def note(failures: list[Failure], frames: list[Frame], done: Fetched) -> None:
         done.failures.append((path, failure.code, failure.detail))
 
 
-def settle_present(slave: NativeTree, record: Record, line: bytes, done: Fetched, *, overwrite: bool) -> bool:
-    """Look at what the destination has: the same (stamp it), newer (keep it), or to be replaced (False)."""
+def settle_present(
+    slave: NativeTree, record: Record, line: bytes, done: Fetched, *, shared: bool, overwrite: bool
+) -> bool:
+    """Look at what the destination has: the same (stamp it), newer (keep it), or to be replaced (False).
+
+    What names share that are not one file in the snapshot is set apart: stamping would change them all.
+    """
     try:
         fd = slave.open_content(record.path)
     except MirrorkeepError:  # a link, a node, or a file that may not be read
@@ -84,9 +90,8 @@ def settle_present(slave: NativeTree, record: Record, line: bytes, done: Fetched
         status = os.fstat(fd)
         same_size = status.st_size == record.size
         if same_size and hash_content(fd, record.size, _digest_of(record)) == record.hash:
-            done.same += 1
-            frames = [Frame(Op.STAMP, line)]
-            note(slave.apply(frames), frames, done)
+            shared = shared or is_shared(status, record.fields)
+            _settle_same(slave, record, line, done, shared=shared)
             return True
         return not overwrite and _kept(status, record, done)
     finally:
@@ -100,6 +105,13 @@ def _kept(found: os.stat_result, record: Record, done: Fetched) -> bool:
     error = NewerKept(path=record.path)
     done.failures.append((record.path, error.code, str(error)))
     return True
+
+
+def _settle_same(slave: NativeTree, record: Record, line: bytes, done: Fetched, *, shared: bool) -> None:
+    """Stamp a file whose content is right; of one that other names share, first make a file of its own."""
+    frame = Frame(Op.COPY, line, record.path) if shared else Frame(Op.STAMP, line)
+    done.same += 1
+    note(slave.apply([frame]), [frame], done)
 
 
 class LargeFetch:
@@ -126,10 +138,11 @@ class LargeFetch:
             self._fetching = ThreadPoolExecutor(self._in_flight, thread_name_prefix="fetch")
 
     def bring(
-        self, path: bytes, record: Record, line: bytes, done: Fetched, *, present: bool, overwrite: bool
+        self, path: bytes, record: Record, line: bytes, done: Fetched, *, there: There, overwrite: bool
     ) -> None:
         """Make the destination hold the file at ``path`` of the source; notes what came of it."""
-        if present and settle_present(self._slave, record, line, done, overwrite=overwrite):
+        shared = there == There.SHARED
+        if there and settle_present(self._slave, record, line, done, shared=shared, overwrite=overwrite):
             return
         try:
             with contextlib.ExitStack() as stack:

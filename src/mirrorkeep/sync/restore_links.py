@@ -11,6 +11,7 @@ of what is restored (``manifest.subtree``).  Memory: tables and lists that spill
 
 from __future__ import annotations
 
+import enum
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,15 @@ Fetch = Callable[[bytes], None]
 """``fetch(line)``: have the content of this record brought, as that of a file with one name."""
 
 
+class There(enum.IntEnum):
+    """What the destination has where a file is to go, as far as the walk told."""
+
+    NOTHING = 0
+    SOMETHING = 1
+    SHARED = 2
+    """A file that a name which is another file in the snapshot has as well."""
+
+
 class FurtherNames:
     """The further names that one restore meets, and the names that they may lead to."""
 
@@ -40,9 +50,27 @@ class FurtherNames:
         self._overwrite = overwrite
         self._settled = self._table()
         self._carriers = self._table()
+        self._holders = self._table()
         self._stranded = SpilledList(folder)
         self._round: SpilledList | None = None
         self._rounds = 0
+
+    def look(self, path: bytes) -> There:
+        """Say what the destination has at ``path``."""
+        try:
+            found = os.lstat(os.path.join(self._destination, path))
+        except OSError:
+            return There.NOTHING
+        return self.hold(path, found.st_nlink, found.st_ino)
+
+    def hold(self, path: bytes, links: int, inode: int) -> There:
+        """Say whether a file may keep its inode in the destination: the first that asks for one does.
+
+        For files that have, or once had, further names; those of one file ask only by their leader.
+        """
+        if links < 2 or self._holders.lead(0, inode, path) == path:
+            return There.SOMETHING
+        return There.SHARED
 
     def settle(self, names: Iterable[tuple[bytes, bytes]]) -> None:
         """Take note of names (path, digest) that are as their records say."""
@@ -104,6 +132,7 @@ class FurtherNames:
         """Forget everything."""
         self._close_round()
         self._stranded.close()
+        self._holders.close()
         self._settled.close()
 
     def _table(self) -> LinkTable:

@@ -16,7 +16,7 @@ from mirrorkeep.errors import DigestMismatch, LengthMismatch, MirrorkeepError
 from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.restore_large import Fetched, LargeFetch, note, settle_present
-from mirrorkeep.sync.restore_links import has_further_names
+from mirrorkeep.sync.restore_links import There, has_further_names
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Master
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
@@ -29,8 +29,7 @@ class Fetch:
     """Order: bring these entries (path on the store, record for the destination) over."""
 
     wanted: list[tuple[bytes, bytes]]
-    present: list[bool]
-    """Whether the destination has something there that may be the same already."""
+    there: list[There]
     overwrite: bool
 
 
@@ -62,13 +61,15 @@ class RestoreWorker:
             return done
         small: list[tuple[bytes, Record]] = []
         leaders: list[Record] = []
-        for (path, line), present in zip(order.wanted, order.present, strict=True):
+        for (path, line), there in zip(order.wanted, order.there, strict=True):
             record = parse_record(line, check=False)
             if has_further_names(record):
                 leaders.append(record)
             if record.size > SMALL_FILE_BYTES:
-                self._large.bring(path, record, line, done, present=present, overwrite=order.overwrite)
-            elif not (present and settle_present(self._slave, record, line, done, overwrite=order.overwrite)):
+                self._large.bring(path, record, line, done, there=there, overwrite=order.overwrite)
+            elif not there or not settle_present(
+                self._slave, record, line, done, shared=there == There.SHARED, overwrite=order.overwrite
+            ):
                 small.append((path, record))
         if small:
             self._fetch_small(small, done)
@@ -110,6 +111,6 @@ class RestoreWorker:
                 done.written -= 1
                 path, record = paths[failure.index], files[failure.index][0]
                 line = format_record(record.path, record.fields)
-                self._large.bring(path, record, line, done, present=False, overwrite=True)
+                self._large.bring(path, record, line, done, there=There.NOTHING, overwrite=True)
             else:
                 done.failures.append((failure.path, failure.code, failure.detail))

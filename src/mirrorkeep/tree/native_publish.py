@@ -17,10 +17,11 @@ import itertools
 import os
 import stat as st
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from mirrorkeep.errors import AlreadyExists
+from mirrorkeep.manifest import keys
 from mirrorkeep.tree.metadata.flags import clear_protection
 from mirrorkeep.tree.metadata.posix import OPEN_ENTRY
 
@@ -169,6 +170,12 @@ def is_newer(found: os.stat_result, mtime_ns: int) -> bool:
     if st.S_ISREG(found.st_mode) and st.S_IMODE(found.st_mode) == MAKING:
         return False
     return found.st_mtime_ns > mtime_ns
+
+
+def is_shared(found: os.stat_result, fields: Mapping[bytes, bytes]) -> bool:
+    """Say whether an entry has more names than its record: others that are not to change with it."""
+    names = fields.get(keys.LINKS, b"1")
+    return found.st_nlink > max(1, int(names) if names.isdigit() else 1)
 
 
 def discard(dir_fd: int, name: bytes) -> None:

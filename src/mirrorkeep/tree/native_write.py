@@ -2,8 +2,9 @@
 
 Every change is whole or not there: content is checked before anything is written, a new file gets its
 metadata before its name, and what is replaced is replaced by one rename.  Directories, and links and
-nodes that are right already, are stamped in place.  A restore's plain files take their names at once where
-these are free, and are marked until they are whole (``native_publish.MAKING``).
+nodes that are right already, are stamped in place, unless names that are not theirs share them.  A restore's
+plain files take their names at once where these are free, and are marked until they are whole
+(``native_publish.MAKING``).
 
 A crash at any point leaves the old entry or the new one, and at worst names that begin with
 ``.mirrorkeep-part-`` or a new file so marked (see ``native_publish``, ``native_move``).  Nothing is made
@@ -49,6 +50,7 @@ from mirrorkeep.tree.native_publish import (
     clean_directory,
     discard,
     is_newer,
+    is_shared,
     rename_over,
     temporary_name,
     unprotected,
@@ -214,10 +216,11 @@ class NativeWriter:
         dir_fd, name = self._place(record.path)
         found = _look(dir_fd, name)
         if found is not None:
-            if st.S_ISLNK(found.st_mode) and os.readlink(name, dir_fd=dir_fd) == target:
+            if not st.S_ISLNK(found.st_mode) or os.readlink(name, dir_fd=dir_fd) != target:
+                self._spare_newer(record, dir_fd, name, found)
+            elif not is_shared(found, record.fields):
                 self._stamp_entry(record, dir_fd, name)
                 return
-            self._spare_newer(record, dir_fd, name, found)
         temporary = temporary_name()
         unprotected(lambda: os.symlink(target, temporary, dir_fd=dir_fd), dir_fd)
         self._publish_node(record, dir_fd, temporary, name)
@@ -232,10 +235,11 @@ class NativeWriter:
         dir_fd, name = self._place(record.path)
         found = _look(dir_fd, name)
         if found is not None:
-            if st.S_IFMT(found.st_mode) == kind and found.st_rdev == device:
+            if st.S_IFMT(found.st_mode) != kind or found.st_rdev != device:
+                self._spare_newer(record, dir_fd, name, found)
+            elif not is_shared(found, record.fields):
                 self._stamp_entry(record, dir_fd, name)
                 return
-            self._spare_newer(record, dir_fd, name, found)
         temporary = temporary_name()
         try:
             unprotected(lambda: os.mknod(temporary, kind | 0o600, device, dir_fd=dir_fd), dir_fd)

@@ -12,6 +12,7 @@ import pytest
 
 from mirrorkeep.errors import PathRefused, StoreUnreachable
 from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.sync.restore_links import There
 from mirrorkeep.sync.restore_worker import Fetch, RestoreWorker
 from mirrorkeep.tree import native_publish
 from mirrorkeep.tree.native import NativeTree
@@ -42,7 +43,7 @@ class Master:
 
 
 def fetch(paths: list[bytes]) -> Fetch:
-    return Fetch([(path, record(path)) for path in paths], [False] * len(paths), overwrite=False)
+    return Fetch([(path, record(path)) for path in paths], [There.NOTHING] * len(paths), overwrite=False)
 
 
 def test_one_refused_entry_does_not_take_its_bundle_along(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_what_a_cut_off_restore_left_half_made_is_made_anew(tmp_path: Path, cont
         target.write_bytes(content)  # newer than the record
         target.chmod(mode)
     names = [b"ours", b"user"]
-    done = worker(Fetch([(name, dated(name)) for name in names], [True, True], overwrite=False))
+    done = worker(Fetch([(name, dated(name)) for name in names], [There.SOMETHING] * 2, overwrite=False))
     assert [(path, code) for path, code, _ in done.failures] == [(b"user", "newer_kept")]
     assert (tmp_path / "ours").read_bytes() == b"ours"
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == 0o644
@@ -88,7 +89,7 @@ def test_nothing_of_a_file_that_cannot_be_written_stays(
 
     worker = RestoreWorker(Master(PathRefused(path=b"bad", detail="no")), NativeTree(str(tmp_path)))
     monkeypatch.setattr(os, "pwrite", full)
-    done = worker(Fetch([(b"f", dated(b"f"))], [False], overwrite=False))
+    done = worker(Fetch([(b"f", dated(b"f"))], [There.NOTHING], overwrite=False))
     assert [(path, code) for path, code, _ in done.failures] == [(b"f", "no_space")]
     assert list(tmp_path.iterdir()) == []
 
@@ -114,7 +115,7 @@ def test_where_modes_are_not_kept_a_file_has_no_name_before_it_is_whole(
         return write(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", watched)
-    done = worker(Fetch([(b"f", dated(b"f"))], [False], overwrite=False))
+    done = worker(Fetch([(b"f", dated(b"f"))], [There.NOTHING], overwrite=False))
     assert not done.failures and (tmp_path / "f").read_bytes() == b"f"
     assert opened == [b"f"] and seen == [[]]
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o644
@@ -123,7 +124,7 @@ def test_where_modes_are_not_kept_a_file_has_no_name_before_it_is_whole(
 @pytest.mark.parametrize("mode", [b"101000", b"100000", b"104755", b"100600"])
 def test_a_new_file_has_its_own_mode_whatever_it_is(tmp_path: Path, mode: bytes) -> None:
     worker = RestoreWorker(Master(PathRefused(path=b"bad", detail="no")), NativeTree(str(tmp_path)))
-    done = worker(Fetch([(b"f", dated(b"f", mode))], [False], overwrite=False))
+    done = worker(Fetch([(b"f", dated(b"f", mode))], [There.NOTHING], overwrite=False))
     assert not done.failures
     status = (tmp_path / "f").stat()
     assert (status.st_mode, status.st_mtime) == (int(mode, 8), 1000000000)
@@ -166,6 +167,6 @@ def test_what_is_refused_is_named_as_in_the_destination(tmp_path: Path) -> None:
                 yield Failure(index, path, "not_found", "gone")
 
     worker = RestoreWorker(Refusing(PathRefused(path=b"", detail="")), NativeTree(str(tmp_path)))
-    done = worker(Fetch([(b"folder/f", record(b"f"))], [False], overwrite=False))
+    done = worker(Fetch([(b"folder/f", record(b"f"))], [There.NOTHING], overwrite=False))
     assert [(path, code) for path, code, _ in done.failures] == [(b"f", "not_found")]
     assert done.settled == []

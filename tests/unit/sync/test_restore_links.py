@@ -12,6 +12,8 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync import links
 from mirrorkeep.sync.restore_links import FurtherNames
+from mirrorkeep.tree.wire import SMALL_FILE_BYTES
+from rig.compare import Comparer
 from tests.property.sync.loop import Loop
 from tests.unit.sync.test_restore_newer import OLD_S, age, restore
 
@@ -106,6 +108,58 @@ def test_a_part_keeps_the_links_whose_leader_lies_outside_of_it(loop: Loop, tmp_
     kept = {"1": "newer_kept", "5": "newer_kept"}
     assert restore(loop, tmp_path / "out", path=b"z") == kept
     assert groups(tmp_path / "out") == [["1", "5"], ["2", "4"], ["3"]]
+
+
+@pytest.mark.parametrize("size_bytes", [9, SMALL_FILE_BYTES + 1], ids=["small", "large"])
+def test_names_that_are_files_of_their_own_do_not_stay_linked(
+    loop: Loop, tmp_path: Path, size_bytes: int
+) -> None:
+    source, out = loop.source, tmp_path / "out"
+    content = b"x" * size_bytes
+    for number, name in enumerate(("e", "f", "g", "i")):  # two plain files, two of two names
+        write(source / name, content, OLD_S + number)
+        (source / name).chmod(0o600 + number)
+    os.link(source / "g", source / "h")
+    os.link(source / "i", source / "j")
+    loop.sync()
+    out.mkdir()
+    write(out / "e", content, OLD_S + 9)
+    write(tmp_path / "outside", content, OLD_S)
+    for name in "fgi":
+        os.link(out / "e", out / name)
+    os.link(tmp_path / "outside", out / "h")
+    before = (tmp_path / "outside").stat()
+    for _ in range(2):
+        assert restore(loop, out) == {}
+        assert groups(out) == [["a", "b", "c", "d"], ["e"], ["f"], ["g", "h"], ["i", "j"]]
+        assert [str(one) for one in Comparer(str(source), str(out)).differences()] == []
+    after = (tmp_path / "outside").stat()
+    assert (after.st_mode, after.st_mtime_ns, after.st_nlink) == (before.st_mode, before.st_mtime_ns, 1)
+
+
+def test_names_that_are_linked_already_stay_linked_and_are_not_written(loop: Loop, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    restore(loop, out)
+    inode = (out / "a").stat().st_ino
+    restore(loop, out)
+    assert (out / "a").stat().st_ino == inode
+    assert groups(out) == [["a", "b", "c", "d"]]
+
+
+def test_links_and_nodes_that_are_entries_of_their_own_do_not_stay_linked(loop: Loop, tmp_path: Path) -> None:
+    source, out = loop.source, tmp_path / "out"
+    for number, name in enumerate(("l1", "l2")):
+        (source / name).symlink_to("target")
+        os.mkfifo(source / f"p{number}", 0o600 + number)
+        os.utime(source / name, (OLD_S + number,) * 2, follow_symlinks=False)
+    loop.sync()
+    out.mkdir()
+    (out / "l1").symlink_to("target")
+    os.link(out / "l1", out / "l2", follow_symlinks=False)
+    os.mkfifo(out / "p0")
+    os.link(out / "p0", out / "p1")
+    assert restore(loop, out) == {}
+    assert [str(one) for one in Comparer(str(source), str(out)).differences()] == []
 
 
 def further(path: bytes, inode: int, leader: bytes = b"gone") -> bytes:

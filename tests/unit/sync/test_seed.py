@@ -15,6 +15,7 @@ from mirrorkeep.delta.segments import SEGMENT_BYTES, digest_segments, pack_diges
 from mirrorkeep.delta.signature import choose_block_bytes, sign_range
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync.restore_large import Fetched, LargeFetch
+from mirrorkeep.sync.restore_links import There
 from mirrorkeep.sync.seed import MERGE_BYTES, Seed, Stretch
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame
@@ -63,7 +64,7 @@ def restore(store: Store, folder: Path, *, seed: Path | None = None, line: bytes
     done = Fetched()
     fetch = LargeFetch(store, NativeTree(str(folder)), NativeTree(str(seed)) if seed else None)
     present = (folder / "image").exists()
-    fetch.bring(NAME, parse_record(line), line, done, present=present, overwrite=True)
+    fetch.bring(NAME, parse_record(line), line, done, there=There(present), overwrite=True)
     assert done.read_bytes == store.travelled
     return done
 
