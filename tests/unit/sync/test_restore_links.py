@@ -162,6 +162,18 @@ def test_links_and_nodes_that_are_entries_of_their_own_do_not_stay_linked(loop: 
     assert [str(one) for one in Comparer(str(source), str(out)).differences()] == []
 
 
+def test_names_of_a_symbolic_link_or_a_fifo_come_back_each_by_itself(loop: Loop, tmp_path: Path) -> None:
+    source, out = loop.source, tmp_path / "out"
+    (source / "l1").symlink_to("target")
+    os.mkfifo(source / "p1")
+    for name in "lp":
+        os.link(source / f"{name}1", source / f"{name}2", follow_symlinks=False)
+    loop.sync()
+    assert restore(loop, out) == {}
+    assert groups(out) == [["a", "b", "c", "d"], ["l1"], ["l2"], ["p1"], ["p2"]]
+    assert (out / "l2").readlink() == Path("target") and (out / "p2").is_fifo()
+
+
 def further(path: bytes, inode: int, leader: bytes = b"gone") -> bytes:
     fields = {keys.TYPE: b"file", keys.HASH: b"%x" % inode, keys.INODE: b"%d" % inode}
     return format_record(path, {**fields, keys.HARD_LINK: leader})
