@@ -39,6 +39,7 @@ from mirrorkeep.sync.restore_worker import Fetch, Place, RestoreWorker
 from mirrorkeep.sync.workers import Completed, Handler, WorkerPool
 from mirrorkeep.tree.client import StoreClient
 from mirrorkeep.tree.native import NativeTree
+from mirrorkeep.tree.native_publish import Protection
 from mirrorkeep.tree.protocol import Frame, Master, Op
 from mirrorkeep.tree.remote import RemoteTree
 from mirrorkeep.tree.walk import Directory, Siblings, blob_stat, walk
@@ -113,6 +114,7 @@ class Restore:
         self._share_submitted = 0.0
         self._current = b""
         self._reported: set[bytes] = set()
+        self._has_root = False
 
     def execute(self) -> RunResult:
         """Restore; raises what ends it.  May be repeated, and goes on where it was cut off."""
@@ -121,6 +123,7 @@ class Restore:
         fresh = not any(os.scandir(self._destination))
         processes = max(1, min(self._threads, 2 * (os.cpu_count() or 1)))
         with (
+            closing(Protection(self._destination)) as protection,
             tempfile.TemporaryDirectory(prefix="mirrorkeep-restore-") as work,
             WorkerPool(self._start_worker, processes=processes, threads=self._threads) as pool,
             SpilledList(work) as links,
@@ -147,9 +150,9 @@ class Restore:
             self._place_all(iter(links), in_order=False)
             self._place_further(further)
             self._reporter.phase("directories")
-            self._place_all((bytes([Op.DIRECTORY]) + line for line in directories), in_order=False)
-            # What is below comes first; only root still gets to it when those above have their modes.
-            self._place_all((bytes([Op.STAMP]) + line for line in directories), in_order=not _is_root())
+            self._place_directories(directories)
+            if self._has_root and b"" not in self._reported:
+                protection.renounce()
         result = self.result
         result.status = "partial" if result.failed else "complete"
         result.seconds = time.monotonic() - started
@@ -205,6 +208,7 @@ class Restore:
         kind = kind_of(line)
         if kind == keys.DIRECTORY:
             directories.append(line)
+            self._has_root = self._has_root or not path_of(line)
         elif kind == keys.FILE and is_hard_link(line):
             further.append(line)
         elif kind == keys.FILE:
@@ -258,6 +262,11 @@ class Restore:
         if frames:
             self._submit(Place(frames, self._overwrite))
         self._wait()
+
+    def _place_directories(self, directories: SpilledList) -> None:
+        self._place_all((bytes([Op.DIRECTORY]) + line for line in directories), in_order=False)
+        # What is below comes first; only root still gets to it when those above have their modes.
+        self._place_all((bytes([Op.STAMP]) + line for line in directories), in_order=not _is_root())
 
     def _place_further(self, further: SpilledList) -> None:
         """Make further names links to what is settled; where nothing is, one of them gets the content."""

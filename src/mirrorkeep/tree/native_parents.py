@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from collections import OrderedDict
 from typing import Final
@@ -19,6 +20,7 @@ from typing import Final
 from mirrorkeep.errors import PathRefused
 from mirrorkeep.tree.metadata.acl import DEFAULT_XATTR
 from mirrorkeep.tree.metadata.flags import read_flags
+from mirrorkeep.tree.native_publish import unprotected
 
 MOST_DESCRIPTORS: Final = 64
 OPEN_PARENT: Final = (
@@ -108,7 +110,7 @@ class Parents:
             if not create:
                 raise
             with contextlib.suppress(FileExistsError):  # another worker was faster
-                os.mkdir(name, 0o700, dir_fd=fd)
+                unprotected(functools.partial(os.mkdir, name, 0o700, dir_fd=fd), fd)
             opened = os.open(name, OPEN_PARENT, dir_fd=fd)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP) and _is_link(fd, name):

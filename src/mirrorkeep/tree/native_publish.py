@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 
 from mirrorkeep.errors import AlreadyExists
 from mirrorkeep.manifest import keys
-from mirrorkeep.tree.metadata.flags import clear_protection
+from mirrorkeep.tree.metadata.flags import PROTECTING, clear_protection, read_flags, write_flags
 from mirrorkeep.tree.metadata.posix import OPEN_ENTRY
 
 PART_PREFIX: Final = b".mirrorkeep-part-"
@@ -151,8 +151,8 @@ def rename_over(source_fd: int, source: bytes, target_fd: int, target: bytes) ->
 def unprotected(action: Callable[[], _Result], dir_fd: int, *names: bytes) -> _Result:
     """Do ``action``; where an immutable or append-only flag forbids it, clear that flag and do it again.
 
-    Looks at the directory and at ``names`` in it.  The directory gets its flags back with its next STAMP,
-    which every change in it brings about.
+    Looks at the directory and at ``names`` in it.  The directory gets its flags with its next STAMP, which
+    every change in it brings about; one that no record describes gets them back from its :class:`Protection`.
     """
     try:
         return action()
@@ -163,6 +163,25 @@ def unprotected(action: Callable[[], _Result], dir_fd: int, *names: bytes) -> _R
         if not any(cleared):
             raise
         return action()
+
+
+class Protection:
+    """The flags that protect a directory, to be given back after work in it that may clear them."""
+
+    def __init__(self, directory: bytes) -> None:
+        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._flags = read_flags(self._fd) & PROTECTING
+
+    def renounce(self) -> None:
+        """Leave the flags as they are by now: a record said what they should be."""
+        self._flags = 0
+
+    def close(self) -> None:
+        """Give back the flags that are gone."""
+        now = read_flags(self._fd) if self._flags else 0
+        if self._flags & ~now:
+            write_flags(self._fd, now | self._flags)
+        os.close(self._fd)
 
 
 def is_newer(found: os.stat_result, mtime_ns: int) -> bool:

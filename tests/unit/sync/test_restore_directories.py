@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -15,6 +16,7 @@ from mirrorkeep.manifest.record import format_record
 from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.progress import Silent
 from mirrorkeep.sync.restore import MAX_PLACED, Restore
+from mirrorkeep.tree.metadata import flags
 from mirrorkeep.tree.protocol import Failure, Frame
 
 NOBODY = 65534
@@ -108,6 +110,85 @@ def test_a_user_closes_directories_after_what_is_in_them() -> None:
             if os.geteuid() != 0:
                 os.chmod(os.path.join(os.fsencode(target), directory), 0o700)
     assert done
+
+
+class Filed(Described):
+    """A source of one file in a folder."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def fetch_manifest(self, path: str) -> None:
+        file = {b"type": b"file", b"st_size": b"4", b"st_mode": b"100644", b"st_mtime": b"1000000000"}
+        digest = hashlib.sha256(b"text").hexdigest().encode()
+        folder = {b"type": b"directory", b"st_mode": b"40755", b"st_mtime": b"1000000000"}
+        with open(path, "wb") as out:
+            writer = ManifestWriter(out, {})
+            writer.add_many(
+                [
+                    format_record(b"folder/inner/file", {**file, b"hash": digest}),
+                    *(format_record(directory, folder) for directory in (b"folder/inner", b"folder", b"")),
+                ]
+            )
+            writer.finish()
+
+    def contents(self, paths: Sequence[bytes]) -> Iterator[bytes | Failure]:
+        for _ in paths:
+            yield b"text"
+
+
+@pytest.fixture
+def protected(tmp_path: Path) -> Iterator[Path]:
+    """A folder that takes nothing before its flags are cleared."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        if flags.write_flags(fd, flags.read_flags(fd) | flags.IMMUTABLE | flags.APPEND):
+            pytest.skip("this file system has no such flags")
+        yield folder
+        flags.clear_protection(fd)
+    finally:
+        os.close(fd)
+
+
+def protection(folder: Path) -> int:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        return flags.read_flags(fd) & flags.PROTECTING
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.root
+def test_a_folder_that_a_file_is_restored_into_keeps_its_protection(protected: Path) -> None:
+    for _ in range(2):
+        result = Restore(Filed(), str(protected), Silent(), path=b"folder/inner/file").execute()
+        assert (result.status, os.listdir(protected)) == ("complete", ["file"])
+        assert protection(protected) == flags.PROTECTING
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("path", [b"folder/inner/file", b""])
+def test_a_folder_has_its_protection_again_after_a_restore_that_ends_early(
+    protected: Path, path: bytes
+) -> None:
+    class Interrupted(Silent):
+        def phase(self, name: str) -> None:
+            if name == "links":  # all files are there
+                assert protection(protected) == 0
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Restore(Filed(), str(protected), Interrupted(), path=path).execute()
+    assert protection(protected) == flags.PROTECTING
+
+
+@pytest.mark.root
+def test_a_folder_that_comes_with_its_record_is_protected_as_that_says(protected: Path) -> None:
+    result = Restore(Filed(), str(protected), Silent()).execute()
+    assert (result.status, protection(protected)) == ("complete", 0)
+    assert (protected / "folder" / "inner" / "file").read_bytes() == b"text"
 
 
 def test_a_directory_that_cannot_be_made_is_reported_once(tmp_path: Path) -> None:
