@@ -124,9 +124,8 @@ class WorkerPool:
         if not any(worker.held for worker in self._workers):
             return
         while True:
-            links = [worker.link for worker in self._workers]
-            ready, _, _ = select.select(links, [], [], timeout_s)
-            ended = [done for link in ready for done in self._receive(self._by_link(link))]
+            ready = self._wait(timeout_s)
+            ended = [done for worker in ready for done in self._receive(worker)]
             self._feed()
             yield from ended
             yield from self._drain_given_up()
@@ -150,8 +149,13 @@ class WorkerPool:
 
     # --- coordinator side ---------------------------------------------------------------------
 
-    def _by_link(self, link: socket.socket) -> _Worker:
-        return next(worker for worker in self._workers if worker.link is link)
+    def _wait(self, timeout_s: float | None) -> list[_Worker]:
+        """Return the workers that said something; by ``poll``, which takes descriptors of any number."""
+        links = select.poll()
+        for worker in self._workers:
+            links.register(worker.link, select.POLLIN)
+        ready = {fd for fd, _ in links.poll(None if timeout_s is None else timeout_s * 1000)}
+        return [worker for worker in self._workers if worker.link.fileno() in ready]
 
     def _drain_given_up(self) -> Iterator[Completed]:
         given_up, self._given_up = self._given_up, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import select
 import signal
 import socket
@@ -88,6 +89,26 @@ def test_so_many_threads_work_as_were_asked_for_and_one_in_each_process_at_least
     assert [done.error for done in ended if done.error] == []
     seen = {done.result for done in ended}
     assert sorted(Counter(pid for pid, _ in seen).values()) == shares
+
+
+def test_workers_are_heard_whatever_the_numbers_of_their_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("no process here may have so many descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    null = os.open(os.devnull, os.O_RDONLY)
+    taken = [null]
+    try:
+        while taken[-1] < 1030:
+            taken.append(os.dup(null))
+        with WorkerPool(double, processes=2) as pool:
+            for number in range(10):
+                pool.submit(number, number)
+            assert sorted(done.result for done in run(pool)) == list(range(0, 20, 2))
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_an_error_of_the_handler_comes_back_with_its_fields() -> None:
