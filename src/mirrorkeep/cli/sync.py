@@ -82,7 +82,7 @@ def sync(
         dry_run=given["dry_run"],
         allow_deletes=given["allow_deletes"],
         one_file_system=given["one_file_system"],
-        keep=make_rules(source, given["exclude"], given["exclude_from"], caches=given["exclude_caches"]),
+        keep=make_rules(given["exclude"], given["exclude_from"], caches=given["exclude_caches"]),
         compress=given["compress"],
         commit_interval_s=given["commit_interval"],
     )

@@ -7,18 +7,20 @@ removed from the mirror when it was there before.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
+from typing import Final
 
 from mirrorkeep.errors import BadUsage
 from mirrorkeep.tree.walk import Keep
 
 CACHE_TAG = b"CACHEDIR.TAG"
 CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
+_OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def make_rules(
-    root: str | bytes, patterns: Sequence[str], files: Sequence[str], *, caches: bool
-) -> Keep | None:
+def make_rules(patterns: Sequence[str], files: Sequence[str], *, caches: bool) -> Keep | None:
     """Return the rule for a tree, or None when everything belongs to it.
 
     Raises BadUsage for a pattern that makes no sense.
@@ -29,15 +31,14 @@ def make_rules(
             lines += stream.read().splitlines()
     if not lines and not caches:
         return None
-    top = os.fsencode(root)
     excluded = _compile(lines) if lines else None
 
-    def keep(path: bytes, is_directory: bool) -> bool:
+    def keep(path: bytes, is_directory: bool, dir_fd: int) -> bool:
         if excluded is not None:
             text = os.fsdecode(path)
             if excluded(text + "/" if is_directory else text):
                 return False
-        return not (caches and is_directory and _is_cache(os.path.join(top, path)))
+        return not (caches and is_directory and _is_cache(path.rpartition(b"/")[2], dir_fd))
 
     return keep
 
@@ -52,9 +53,20 @@ def _compile(lines: list[str]):  # type: ignore[no-untyped-def]
     return spec.match_file
 
 
-def _is_cache(folder: bytes) -> bool:
+def _is_cache(name: bytes, dir_fd: int) -> bool:
+    """Say whether a directory has the tag.  Whose it is may make anything of that name: opening a FIFO would
+    wait for a writer, and opening a device may do something."""
     try:
-        with open(os.path.join(folder, CACHE_TAG), "rb") as tag:
-            return tag.read(len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
+        folder = os.open(name, _OPEN_FOLDER, dir_fd=dir_fd)
+        try:
+            if not stat.S_ISREG(os.stat(CACHE_TAG, dir_fd=folder, follow_symlinks=False).st_mode):
+                return False
+            tag = os.open(CACHE_TAG, _OPEN_FILE, dir_fd=folder)
+        finally:
+            os.close(folder)
+        try:
+            return os.read(tag, len(CACHE_SIGNATURE)) == CACHE_SIGNATURE
+        finally:
+            os.close(tag)
     except OSError:
         return False

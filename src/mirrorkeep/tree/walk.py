@@ -36,8 +36,8 @@ MAX_NAMES_IN_MEMORY: Final = 50_000
 MAX_SIBLINGS: Final = 1024
 """Most entries in one run of siblings, so that memory stays bounded in huge directories."""
 
-Keep = Callable[[bytes, bool], bool]
-"""``keep(path, is_directory)``: whether the entry belongs to the tree at all."""
+Keep = Callable[[bytes, bool, int], bool]
+"""``keep(path, is_directory, dir_fd)``: whether the entry in ``dir_fd`` belongs to the tree at all."""
 
 
 class Stat(NamedTuple):
@@ -152,7 +152,7 @@ def _advance(stack: list[_Level], keep: Keep | None, one_file_system: bool) -> I
     try:
         for name, st in level.names:
             mode = st.st_mode
-            if keep is not None and not keep(path + b"/" + name if path else name, is_dir(mode)):
+            if keep is not None and not keep(path + b"/" + name if path else name, is_dir(mode), fd):
                 continue
             try:
                 packed = pack(

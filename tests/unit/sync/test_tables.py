@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +52,15 @@ def test_the_first_name_of_a_file_leads_whatever_is_spilled(tmp_path: Path, room
 
 
 def test_without_rules_everything_belongs(tmp_path: Path) -> None:
-    assert make_rules(str(tmp_path), [], [], caches=False) is None
+    assert make_rules([], [], caches=False) is None
 
 
 def test_rules_are_those_of_gitignore(tmp_path: Path) -> None:
     (tmp_path / "rules").write_text("# comment\nbuild/\n/top\n!keep.o\n")
-    keep = make_rules(str(tmp_path), ["*.o"], [str(tmp_path / "rules")], caches=False)
+    keep = make_rules(["*.o"], [str(tmp_path / "rules")], caches=False)
     assert keep is not None
     said = {
-        path: keep(path, path.endswith(b"/") or path == b"build")
+        path: keep(path, path.endswith(b"/") or path == b"build", -1)
         for path in (b"a.o", b"d/a.o", b"keep.o", b"build", b"top", b"d/top", b"\xff.c", b"\xff.o")
     }
     assert said == {
@@ -71,22 +73,45 @@ def test_rules_are_those_of_gitignore(tmp_path: Path) -> None:
         b"\xff.c": True,
         b"\xff.o": False,
     }
-    assert keep(b"build", False)  # a file of that name is no folder
+    assert keep(b"build", False, -1)  # a file of that name is no folder
 
 
 def test_a_pattern_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadUsage):
-        make_rules(str(tmp_path), ["!"], [], caches=False)
+        make_rules(["!"], [], caches=False)
 
 
 def test_marked_caches_are_left_out(tmp_path: Path) -> None:
     for name, text in (("cache", CACHE_SIGNATURE + b"\n# more"), ("other", b"something else")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "CACHEDIR.TAG").write_bytes(text)
-    keep = make_rules(str(tmp_path), [], [], caches=True)
+    keep = make_rules([], [], caches=True)
     assert keep is not None
-    assert [keep(name, True) for name in (b"cache", b"other", b"neither")] == [False, True, True]
-    assert keep(b"cache", False)
+    here = os.open(tmp_path, os.O_RDONLY)
+    said = [keep(b"above/" + name, True, here) for name in (b"cache", b"other", b"neither")]
+    assert said == [False, True, True]
+    assert keep(b"above/cache", False, here)
+    os.close(here)
+
+
+def test_what_is_no_file_marks_no_cache_and_is_not_waited_for(tmp_path: Path) -> None:
+    """Whoever may write in a tree could else stop its mirror, for ever or for a folder of somebody else."""
+    for name in ("fifo", "link", "folder", "cache"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "fifo" / "CACHEDIR.TAG")
+    (tmp_path / "cache" / "CACHEDIR.TAG").write_bytes(CACHE_SIGNATURE)
+    (tmp_path / "link" / "CACHEDIR.TAG").symlink_to("../cache/CACHEDIR.TAG")
+    (tmp_path / "folder" / "CACHEDIR.TAG").mkdir()
+    (tmp_path / "detour").symlink_to("cache")
+    keep = make_rules([], [], caches=True)
+    assert keep is not None
+    here = os.open(tmp_path, os.O_RDONLY)
+    signal.alarm(10)
+    try:
+        assert all(keep(name, True, here) for name in (b"fifo", b"link", b"folder", b"detour"))
+    finally:
+        signal.alarm(0)
+        os.close(here)
 
 
 def test_a_verdict_is_waited_for() -> None:
