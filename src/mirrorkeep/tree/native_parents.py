@@ -95,28 +95,39 @@ class Parents:
         os.close(fd)
 
     def _descend(self, directory: bytes, create: bool) -> int:
-        if not directory:
-            # The root itself may be reached through links: it is the user's own choice of place.
-            return self._keep(b"", os.open(self._root, OPEN_PARENT & ~getattr(os, "O_NOFOLLOW", 0)))
-        parent, _, name = directory.rpartition(b"/")
-        if name in _REFUSED or b"\0" in name:
-            raise PathRefused(path=directory, detail="a component is empty, '.' or '..'")
-        fd = self._open.get(parent)
+        """Open ``directory`` and what is not open of the way to it, from the nearest that is; step by step,
+        for a tree may be deeper than calls can be nested."""
+        nearest = directory
+        while nearest and nearest not in self._open:
+            nearest = nearest.rpartition(b"/")[0]
+        fd = self._open.get(nearest)
         if fd is None:
-            fd = self._descend(parent, create)
+            # The root itself may be reached through links: it is the user's own choice of place.
+            fd = self._keep(b"", os.open(self._root, OPEN_PARENT & ~getattr(os, "O_NOFOLLOW", 0)))
+        if nearest == directory:
+            return fd
+        names = directory[len(nearest) + 1 if nearest else 0 :].split(b"/")
+        if not _REFUSED.isdisjoint(names) or b"\0" in directory:
+            raise PathRefused(path=directory, detail="a component is empty, '.' or '..'")
+        here = nearest
+        for name in names:
+            here = here + b"/" + name if here else name
+            fd = self._keep(here, self._open_child(fd, here, name, create))
+        return fd
+
+    def _open_child(self, fd: int, directory: bytes, name: bytes, create: bool) -> int:
         try:
-            opened = os.open(name, OPEN_PARENT, dir_fd=fd)
+            return os.open(name, OPEN_PARENT, dir_fd=fd)
         except FileNotFoundError:
             if not create:
                 raise
             with contextlib.suppress(FileExistsError):  # another worker was faster
                 unprotected(functools.partial(os.mkdir, name, 0o700, dir_fd=fd), fd)
-            opened = os.open(name, OPEN_PARENT, dir_fd=fd)
+            return os.open(name, OPEN_PARENT, dir_fd=fd)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP) and _is_link(fd, name):
                 raise PathRefused(path=directory, detail="leads through a symbolic link") from None
             raise
-        return self._keep(directory, opened)
 
     def _keep(self, directory: bytes, fd: int) -> int:
         while len(self._open) >= MOST_DESCRIPTORS:

@@ -5,13 +5,15 @@ run never leads it out of the tree, and reads only names and ``stat``: no file i
 Entries come as *blobs*: the packed ``stat`` fields that tell whether an entry changed, then its name.
 Whole runs of siblings are compared with last time's blobs by one memory comparison (``sync/index``).
 
-Directories beyond ``MAX_NAMES_IN_MEMORY`` names are sorted in spilled runs (MAN-39).
+However deep a tree is, few directories stay open (``descent``).  One that cannot be found again on the way up
+counts as not readable.  Directories beyond ``MAX_NAMES_IN_MEMORY`` names are sorted in spilled runs (MAN-39).
 
 Not here: metadata, content, rules of inclusion (a ``keep`` function may be given).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -22,6 +24,7 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from mirrorkeep.manifest.spill import SpilledSort
+from mirrorkeep.tree.descent import Descent
 
 STAT: Final = struct.Struct("<IIIIqqqQQ")
 """mode, uid, gid, nlink, size, mtime (ns), inode change time (ns), inode, place.
@@ -35,6 +38,9 @@ _HALF: Final = 1 << 63
 MAX_NAMES_IN_MEMORY: Final = 50_000
 MAX_SIBLINGS: Final = 1024
 """Most entries in one run of siblings, so that memory stays bounded in huge directories."""
+
+_Names = Iterator[tuple[bytes, os.DirEntry[str]]] | Iterator[tuple[bytes, None]]
+"""Names of a directory that are still to be looked at, each with its entry of the listing."""
 
 Keep = Callable[[bytes, bool, int], bool]
 """``keep(path, is_directory, dir_fd)``: whether the entry in ``dir_fd`` belongs to the tree at all."""
@@ -116,10 +122,13 @@ def wrapped_ns(time_ns: int) -> int:
 
 @dataclass(slots=True)
 class _Level:
+    """A directory on the way down: what is still to come of it, by name and as it is looked at in ``fd``."""
+
     path: bytes
     fd: int
     blob: bytes
     device: int
+    left: _Names
     names: Iterator[tuple[bytes, os.stat_result]]
 
 
@@ -129,21 +138,21 @@ def walk(root: str | bytes, *, keep: Keep | None = None, one_file_system: bool =
     Raises OSError when the root cannot be opened.  Every other trouble is an :class:`Unreadable`.
     """
     root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    status = os.fstat(root_fd)
-    stack = [_Level(b"", root_fd, pack_stat(status, b"") + b"\0", status.st_dev, iter(()))]
-    try:
-        stack[0].names = _listing(root_fd)
+    with Descent(root_fd) as descent:
+        status = os.fstat(root_fd)
+        blob = pack_stat(status, b"") + b"\0"
+        stack = [_Level(b"", root_fd, blob, status.st_dev, *_listing(root_fd))]
         while stack:
-            yield from _advance(stack, keep, one_file_system)
-    finally:
-        for level in stack:
-            os.close(level.fd)
+            yield from _advance(stack, descent, keep, one_file_system)
 
 
-def _advance(stack: list[_Level], keep: Keep | None, one_file_system: bool) -> Iterator[Event]:
+def _advance(
+    stack: list[_Level], descent: Descent, keep: Keep | None, one_file_system: bool
+) -> Iterator[Event]:
     """Go on in the innermost directory until it ends or a child directory opens."""
-    level = stack[-1]
-    path, fd = level.path, level.fd
+    level, path, fd = stack[-1], stack[-1].path, descent.fd
+    if fd != level.fd:  # closed meanwhile, far below
+        level.fd, level.names = fd, _stats_in(fd, level.left)
     place = place_of(path)
     names: list[bytes] = []
     blobs: list[bytes] = []
@@ -173,7 +182,7 @@ def _advance(stack: list[_Level], keep: Keep | None, one_file_system: bool) -> I
                 if names:
                     yield Siblings(path, names, blobs)
                     names, blobs = [], []
-                yield from _enter(stack, name, blob, st, fd, one_file_system)
+                yield from _enter(stack, descent, name, blob, st, one_file_system)
                 if stack[-1] is not level:
                     return
                 continue
@@ -191,16 +200,20 @@ def _advance(stack: list[_Level], keep: Keep | None, one_file_system: bool) -> I
     if names:
         yield Siblings(path, names, blobs)
     stack.pop()
-    os.close(fd)
+    if stack:
+        try:
+            descent.leave()
+        except OSError:
+            pass  # then there is no descriptor of the directory that is gone on in next
     yield Directory(path, level.blob)
 
 
 def _enter(
     stack: list[_Level],
+    descent: Descent,
     name: bytes,
     blob: bytes,
     status: os.stat_result,
-    parent_fd: int,
     one_file_system: bool,
 ) -> Iterator[Event]:
     """Open a child directory as the new innermost level, or report it."""
@@ -209,52 +222,66 @@ def _enter(
     if one_file_system and status.st_dev != parent.device:
         yield Directory(path, blob)  # the mount point stays as an empty directory
         return
-    fd = -1
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
-        listing = _listing(fd)
+        fd = descent.enter(name)
+        try:
+            listing = _listing(fd)
+        except BaseException:
+            descent.leave()
+            raise
     except FileNotFoundError:
         return  # gone since it was listed
     except OSError as error:
-        if fd >= 0:
-            os.close(fd)
         yield Unreadable(path, error.strerror or str(error))
         yield Directory(path, blob)
         return
-    stack.append(_Level(path, fd, blob, status.st_dev, listing))
+    stack.append(_Level(path, fd, blob, status.st_dev, *listing))
 
 
-def _listing(fd: int) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Return name and ``stat`` of everything in the directory ``fd``, in byte order of the names."""
+def _listing(fd: int) -> tuple[_Names, Iterator[tuple[bytes, os.stat_result]]]:
+    """Return the names in the directory ``fd``, in byte order, and the same with each one's ``stat``."""
     with os.scandir(fd) as entries:
         first: list[os.DirEntry[str]] = []
         for entry in entries:
             first.append(entry)
             if len(first) > MAX_NAMES_IN_MEMORY:
-                return _spilled_listing(fd, first, entries)
+                spilled = _spilled_names(first, entries)
+                return spilled, _stats_in(fd, spilled)
     try:
         named = [(entry.name.encode(), entry) for entry in first]
     except UnicodeEncodeError:
         named = [(os.fsencode(entry.name), entry) for entry in first]
     named.sort(key=_name_of)
-    return _stats(named)
+    left = iter(named)
+    return left, _stats(left)
 
 
 def _name_of(item: tuple[bytes, os.DirEntry[str]]) -> bytes:
     return item[0]
 
 
-def _stats(named: list[tuple[bytes, os.DirEntry[str]]]) -> Iterator[tuple[bytes, os.stat_result]]:
-    for name, entry in named:
+def _stats(left: Iterator[tuple[bytes, os.DirEntry[str]]]) -> Iterator[tuple[bytes, os.stat_result]]:
+    for name, entry in left:
         try:
             yield name, entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue  # gone since it was listed
 
 
-def _spilled_listing(
-    fd: int, first: list[os.DirEntry[str]], rest: Iterable[os.DirEntry[str]]
-) -> Iterator[tuple[bytes, os.stat_result]]:
+def _stats_in(fd: int, left: _Names) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Look at names anew by descriptor: a directory entry knows only the one that it was listed with."""
+    if fd < 0:
+        raise OSError(errno.ESTALE, "it was moved or replaced while what is in it was looked at")
+    for name, _ in left:
+        try:
+            yield name, os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+
+
+def _spilled_names(
+    first: list[os.DirEntry[str]], rest: Iterable[os.DirEntry[str]]
+) -> Iterator[tuple[bytes, None]]:
     spool = tempfile.mkdtemp(prefix="mirrorkeep-names-")
     names = SpilledSort(spool)
     for entry in first:
@@ -262,16 +289,13 @@ def _spilled_listing(
     first.clear()
     for entry in rest:
         names.add(os.fsencode(entry.name))
-    return _stat_sorted(fd, names, spool)
+    return _sorted_names(names, spool)
 
 
-def _stat_sorted(fd: int, names: SpilledSort, spool: str) -> Iterator[tuple[bytes, os.stat_result]]:
+def _sorted_names(names: SpilledSort, spool: str) -> Iterator[tuple[bytes, None]]:
     try:
         for name in names:
-            try:
-                yield name, os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
+            yield name, None
     finally:
         names.close()
         os.rmdir(spool)
