@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 from mirrorkeep.errors import AlreadyExists, NotFound, StorageFailure
 from mirrorkeep.store.driver import Driver, open_driver
+from mirrorkeep.tree.descent import LEVELS_OPEN
+from tests.unit.tree.deep import NAME, descriptors, make_deep, remove_deep, steps
 
 DRIVERS = [
     pytest.param("dir", id="dir"),
@@ -186,6 +189,31 @@ def test_deleting_takes_trees_snapshots_and_folders_of_both_and_may_be_repeated(
     for _ in range(2):
         pool.driver.delete_tree(str(folder))
         assert not folder.exists()
+
+
+def test_a_tree_of_any_depth_is_frozen_with_few_descriptors_and_deleted(pool: Pool) -> None:
+    tree = pool.tree()
+    depth = 1100  # deeper than calls nest, and no path that long can be opened
+    make_deep(tree, depth)
+    before, freed = descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 2 * LEVELS_OPEN + 20, freed[1]))
+    try:
+        snapshot = pool.freeze(tree, "frozen")
+        with steps(snapshot) as go, steps(tree) as beside:
+            for _ in range(depth):
+                fd, original = go(NAME), beside(NAME)
+                assert sorted(os.listdir(fd)) == sorted(os.listdir(original))
+                assert os.fstat(fd).st_mtime_ns == os.fstat(original).st_mtime_ns
+            with open(os.open("a", os.O_RDONLY, dir_fd=fd), "rb") as stream:
+                assert stream.read() == b"%d" % (depth - 1)
+        pool.driver.delete_tree(str(snapshot))
+        assert not snapshot.exists()
+        pool.driver.delete_tree(str(tree))
+        assert not tree.exists()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, freed)
+        remove_deep(pool.root)
+    assert descriptors() == before
 
 
 def test_attach_and_detach_may_be_repeated_and_keep_everything(pool: Pool) -> None:

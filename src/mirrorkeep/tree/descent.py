@@ -95,7 +95,10 @@ class Descent:
         if child >= 0:
             with suppress(OSError):
                 return _checked(os.open(b"..", _OPEN, dir_fd=child), wanted)
-        return _checked(_open_below(self._fds[0], self._names[1:]), wanted)
+        try:
+            return _checked(_open_below(self._fds[0], self._names[1:]), wanted)
+        except FileNotFoundError:
+            raise _moved() from None
 
 
 def _open_below(top_fd: int, names: Iterable[str | bytes]) -> int:
@@ -113,7 +116,11 @@ def _checked(fd: int, wanted: tuple[int, int]) -> int:
     if _identity(fd) == wanted:
         return fd
     os.close(fd)
-    raise OSError(errno.ESTALE, "the directory was moved or replaced meanwhile")
+    raise _moved()
+
+
+def _moved() -> OSError:
+    return OSError(errno.ESTALE, "the directory was moved or replaced meanwhile")
 
 
 def _identity(fd: int) -> tuple[int, int]:

@@ -16,13 +16,13 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat as stat_module
 import time
 from contextlib import suppress
 from typing import Final
 
 from mirrorkeep.tree.layout import HIDDEN, OPEN_DIRECTORY, STAGING, Directories
+from mirrorkeep.tree.removal import remove_tree
 
 NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_STAGED: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -189,7 +189,8 @@ class Staging:
         except FileNotFoundError:
             return
         if stat_module.S_ISDIR(status.st_mode):
-            shutil.rmtree(os.fsdecode(name), dir_fd=self.fd, ignore_errors=True)
+            with suppress(OSError):  # what stays is emptied later
+                remove_tree(name, dir_fd=self.fd)
         else:
             self.discard(name)
 

@@ -44,7 +44,7 @@ def steps(top: Path) -> Iterator[Callable[[bytes], int]]:
 
 def remove_deep(top: Path) -> None:
     """Remove what is below ``top``, which what tidies up after tests may not be able to."""
-    subprocess.run(["rm", "-rf", "--", *map(str, top.iterdir())], check=True)
+    subprocess.run(["rm", "-rf", "--", *map(str, top.iterdir())], check=False)
 
 
 def descriptors() -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mirrorkeep.tree import descent, walk
+from mirrorkeep.tree import descent, removal, walk
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Frame
 from mirrorkeep.tree.walk import Directory, Event, Siblings, Unreadable
@@ -105,3 +106,32 @@ def test_entries_far_down_are_read_and_written(tmp_path: Path) -> None:
     again = [one for one in copy.frames(paths) if isinstance(one, Frame)]
     assert [one.data for one in again] == [one.data for one in frames]
     assert descriptors() == before
+
+
+def test_a_removal_takes_all_that_is_in_a_folder_and_nothing_that_is_linked_to(tmp_path: Path) -> None:
+    make_deep(tmp_path / "top", DEPTH)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_text("stays")
+    (tmp_path / "top" / "link").symlink_to("../outside")
+    (tmp_path / "top" / "down" / "shut").mkdir()
+    (tmp_path / "top" / "down" / "shut" / "inner").mkdir()
+    (tmp_path / "top" / "down" / "shut" / "inner" / "file").write_text("goes")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.chdir(tmp_path)
+            if os.geteuid() == 0:  # whom no mode shuts out
+                subprocess.run(["chown", "-R", "1:1", "."], check=True)
+                os.setuid(1)
+            os.chmod("top/down/shut/inner", 0o400)
+            os.chmod("top/down/shut", 0)
+            removal.remove_tree("top")
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["outside"]
+    assert (tmp_path / "outside" / "file").read_text() == "stays"
+    with pytest.raises(FileNotFoundError):
+        removal.remove_tree(tmp_path / "top")

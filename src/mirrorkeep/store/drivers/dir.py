@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
@@ -25,6 +24,7 @@ from mirrorkeep.store.drivers.reflink import copy_tree, has_reflinks
 from mirrorkeep.store.drivers.system import storage_errors
 from mirrorkeep.tree.durability import flush_directory, flush_file_system
 from mirrorkeep.tree.layout import HIDDEN, STAGING
+from mirrorkeep.tree.removal import remove_tree
 
 _SKIPPED: Final = frozenset((os.fsdecode(STAGING),))
 """Left out of snapshots: files in the making would go on changing inside them."""
@@ -87,13 +87,9 @@ class DirDriver:
 
     def delete_tree(self, path: str) -> None:
         try:
-            shutil.rmtree(path)
+            remove_tree(path)
         except FileNotFoundError:
             return
-        except PermissionError:
-            _open_up(path)
-            with storage_errors(path):
-                shutil.rmtree(path)
         except OSError as error:
             raise StorageFailure(detail=f"{path}: {error.strerror or error}") from error
 
@@ -127,13 +123,3 @@ def _making_name(target: str) -> str:
     folder, name = os.path.split(target)
     digits = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     return os.path.join(folder, f"{os.fsdecode(HIDDEN)}.making-{digits}")
-
-
-def _open_up(path: str) -> None:
-    """Let the owner into every directory below ``path``: a mirrored mode may have shut even them out."""
-    with storage_errors(path):
-        os.chmod(path, 0o700)
-        with os.scandir(path) as entries:
-            folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for folder in folders:
-        _open_up(folder)

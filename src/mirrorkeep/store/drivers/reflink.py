@@ -12,10 +12,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from contextlib import suppress
 from typing import Final
+
+from mirrorkeep.tree.descent import Descent
+from mirrorkeep.tree.removal import remove_tree
 
 _FICLONE: Final = 0x40049409
 _PIECE_BYTES: Final = 1 << 30
@@ -54,8 +56,8 @@ def copy_tree(source: str, target: str, *, link_files: bool, skip: frozenset[str
     os.mkdir(links, 0o700)
     source_fd, target_fd, links_fd = (os.open(path, _DIRECTORY) for path in (source, target, links))
     try:
-        _Copy(link_files, links_fd, skip).directory(source_fd, target_fd)
-        shutil.rmtree(links)
+        _Copy(link_files, links_fd, skip).tree(source_fd, target_fd)
+        remove_tree(links)
         _stamp(source_fd, target_fd, os.fstat(source_fd))
     finally:
         for fd in (source_fd, target_fd, links_fd):
@@ -70,32 +72,40 @@ class _Copy:
         self._link_files = link_files
         self._links_fd = links_fd
 
-    def directory(self, source_fd: int, target_fd: int) -> None:
+    def tree(self, source_fd: int, target_fd: int) -> None:
+        """Copy what is in one open directory to the other, which is empty: level by level, for a tree may be
+        deeper than calls can be nested."""
+        with Descent(os.dup(source_fd)) as source, Descent(os.dup(target_fd)) as target:
+            pending = [self._files(source_fd, target_fd)]
+            while True:
+                if pending[-1]:
+                    name = pending[-1].pop()
+                    os.mkdir(name, 0o700, dir_fd=target.fd)
+                    pending.append(self._files(source.enter(name), target.enter(name)))
+                    continue
+                _stamp(source.fd, target.fd, os.fstat(source.fd))
+                pending.pop()
+                if not pending:
+                    return
+                source.leave()
+                target.leave()
+
+    def _files(self, source_fd: int, target_fd: int) -> list[str]:
+        """Copy what is in one directory and no folder; returns the names of the folders."""
         with os.scandir(source_fd) as entries:
             names = [entry.name for entry in entries if entry.name not in self._skip]
+        folders: list[str] = []
         for name in names:
             found = os.stat(name, dir_fd=source_fd, follow_symlinks=False)
             if stat.S_ISDIR(found.st_mode):
-                self._subdirectory(source_fd, target_fd, name)
+                folders.append(name)
             elif self._link_files and _link(source_fd, target_fd, name):
                 continue
             elif found.st_nlink == 1:
                 _copy_entry(source_fd, target_fd, name, found)
             else:
                 self._member(source_fd, target_fd, name, found)
-        _stamp(source_fd, target_fd, os.fstat(source_fd))
-
-    def _subdirectory(self, source_fd: int, target_fd: int, name: str) -> None:
-        os.mkdir(name, 0o700, dir_fd=target_fd)
-        inner_source = os.open(name, _DIRECTORY, dir_fd=source_fd)
-        try:
-            inner_target = os.open(name, _DIRECTORY, dir_fd=target_fd)
-            try:
-                self.directory(inner_source, inner_target)
-            finally:
-                os.close(inner_target)
-        finally:
-            os.close(inner_source)
+        return folders
 
     def _member(self, source_fd: int, target_fd: int, name: str, found: os.stat_result) -> None:
         group = f"{found.st_dev}-{found.st_ino}"
@@ -119,7 +129,7 @@ def _link(source_fd: int, target_fd: int, name: str) -> bool:
 
 def _copy_entry(source_fd: int, target_fd: int, name: str, found: os.stat_result) -> None:
     if stat.S_ISREG(found.st_mode):
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source_fd)
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source_fd)
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             target = os.open(name, flags, 0o600, dir_fd=target_fd)
