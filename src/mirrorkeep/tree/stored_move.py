@@ -2,11 +2,14 @@
 
 A move is four renames (what is in the way, the data, its sidecar, and the old sidecar's removal), so it
 is logged first: the log in the staging folder says everything that :func:`recover` needs to finish it
-(design, trap 5).  Records name the full path, but only the moved entry's own is rewritten; below a moved
-directory a record's last name still holds, and readers put the real path in front of it.
+(design, trap 5), and what was at both places, so that nothing that came there since is touched.
+
+Records name the full path, but only the moved entry's own is rewritten; below a moved directory a record's
+last name still holds, and readers put the real path in front of it.
 
 Not here: locks above source and target, answers to clients (``server``).
-A crash leaves the old state, or a logged move that start-up finishes; of a copied directory, a part.
+A crash leaves the old state, or a move that was begun and that start-up finishes, unless either place was
+written to since; of a copied directory, a part.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mirrorkeep.errors import AlreadyExists, MalformedSidecar, NotFound, PathRefused
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.tree.layout import Directories, Directory, storage_errors
 from mirrorkeep.tree.placement import READ_FILE, Placement, is_node, next_generation
@@ -27,16 +30,27 @@ from mirrorkeep.tree.staging import DELETED, MOVE_LOG, copy_content, new_name, s
 from mirrorkeep.tree.stored_plain import PLAIN_FILE_MODE, delete, make_directory, open_parent
 from mirrorkeep.tree.stored_read import StoredEntry, exists, find_entry, list_entries, look_at
 
-_SOURCE, _TARGET, _DOOMED, _SIDECAR = b"source", b"target", b"doomed", b"sidecar"
+_SOURCE, _TARGET, _DOOMED, _SIDECAR, _BEFORE = b"source", b"target", b"doomed", b"sidecar", b"before"
 _REPLACED_AT_ONCE = {keys.FILE, keys.LINK}
+
+
+class _Place(NamedTuple):
+    """What is at a path: inode of the data, generation of the sidecar; 0 for none.
+
+    No two contents have the same generation, and a name is given to other data only with another one.
+    """
+
+    inode: int
+    generation: int
 
 
 @dataclass(slots=True)
 class _Move:
-    """A logged move: paths, where what is in the way goes, the sidecar that the target gets."""
+    """A logged move: paths, what was there, where what is in the way goes, the sidecar for the target."""
 
     source: bytes
     target: bytes
+    before: tuple[_Place, _Place]
     doomed: bytes
     sidecar: bytes
     published: bool = False
@@ -81,9 +95,8 @@ def move(
         if not created and not overwrite:
             raise AlreadyExists(what=target)
         generation = next_generation(max(entry.generation, there.generation if there is not None else 0))
-        logged = _Move(
-            source, target, new_name(DELETED), encode_sidecar(generation, _fresh_entries(entry, target))
-        )
+        sidecar = encode_sidecar(generation, _fresh_entries(entry, target))
+        logged = _Move(source, target, (_place_of(entry), _place_of(there)), new_name(DELETED), sidecar)
         log = staging.write(_pack(logged), new_name(MOVE_LOG), durable=durable)
         if durable:
             os.fsync(staging.fd)
@@ -111,39 +124,61 @@ def _locked_parents(
         yield
 
 
+def _place_of(entry: StoredEntry | None) -> _Place:
+    if entry is None:
+        return _Place(0, 0)
+    return _Place(entry.native.st_ino if entry.native is not None else 0, entry.generation)
+
+
 def _pack(move_: _Move) -> bytes:
-    return encode_sidecar(
-        0, {_SOURCE: move_.source, _TARGET: move_.target, _DOOMED: move_.doomed, _SIDECAR: move_.sidecar}
-    )
+    source, target = move_.before
+    entries = {
+        _SOURCE: move_.source,
+        _TARGET: move_.target,
+        _BEFORE: b"%d %d %d %d" % (*source, *target),
+        _DOOMED: move_.doomed,
+        _SIDECAR: move_.sidecar,
+    }
+    return encode_sidecar(0, entries)
 
 
 def _carry_out(placement: Placement, directories: Directories, move_: _Move, durable: bool) -> None:
-    """Do what is left of a move; may be repeated after a crash at any point."""
+    """Move the data, then the sidecar; what a crash has left of that, when nothing else changed."""
     staging = placement.staging
     target_directory, target_name = open_parent(directories, move_.target)
     source_directory, source_name = open_parent(directories, move_.source)
     directories.forget(move_.source)
     directories.forget(move_.target)
-    if _is_there(source_name, source_directory.fd):
-        if _is_there(target_name, target_directory.fd) and not _is_there(move_.doomed, staging.fd):
-            os.rename(target_name, move_.doomed, src_dir_fd=target_directory.fd, dst_dir_fd=staging.fd)
-        os.rename(source_name, target_name, src_dir_fd=source_directory.fd, dst_dir_fd=target_directory.fd)
-    elif is_node(_kind_in(move_.sidecar)) and _is_there(target_name, target_directory.fd):
+    if _is_there(target_name, target_directory.fd) and not _is_there(move_.doomed, staging.fd):
         os.rename(target_name, move_.doomed, src_dir_fd=target_directory.fd, dst_dir_fd=staging.fd)
+    if move_.before[0].inode:
+        os.rename(source_name, target_name, src_dir_fd=source_directory.fd, dst_dir_fd=target_directory.fd)
+    _move_sidecar(placement, directories, move_, durable)
+
+
+def _move_sidecar(
+    placement: Placement,
+    directories: Directories,
+    move_: _Move,
+    durable: bool,
+    *,
+    write: bool = True,
+    remove: bool = True,
+) -> None:
+    staging = placement.staging
+    target_directory, target_name = open_parent(directories, move_.target)
+    source_directory, source_name = open_parent(directories, move_.source)
     target_hidden = target_directory.open_hidden(make=True)
     source_hidden = source_directory.open_hidden(make=True)
-    sidecar = staging.write(move_.sidecar, durable=durable)
-    os.rename(sidecar, target_name, src_dir_fd=staging.fd, dst_dir_fd=target_hidden)
-    move_.published = True
-    if _is_there(source_name, source_hidden):
+    if write:
+        sidecar = staging.write(move_.sidecar, durable=durable)
+        os.rename(sidecar, target_name, src_dir_fd=staging.fd, dst_dir_fd=target_hidden)
+        move_.published = True
+    if remove and _is_there(source_name, source_hidden):
         os.unlink(source_name, dir_fd=source_hidden)
     if durable:
         for fd in (source_directory.fd, source_hidden, target_directory.fd, target_hidden):
             os.fsync(fd)
-
-
-def _kind_in(sidecar: bytes) -> bytes:
-    return kind_of(decode_sidecar(sidecar).line)
 
 
 def _undo(placement: Placement, directories: Directories, move_: _Move) -> None:
@@ -153,7 +188,8 @@ def _undo(placement: Placement, directories: Directories, move_: _Move) -> None:
         target_directory, target_name = open_parent(directories, move_.target)
         source_directory, source_name = open_parent(directories, move_.source)
         old_sidecar_there = _is_there(source_name, source_directory.open_hidden(make=True))
-        if old_sidecar_there and not _is_there(source_name, source_directory.fd):
+        moved = move_.before[0].inode and not _is_there(source_name, source_directory.fd)
+        if old_sidecar_there and moved:
             os.rename(
                 target_name, source_name, src_dir_fd=target_directory.fd, dst_dir_fd=source_directory.fd
             )
@@ -172,7 +208,10 @@ def _is_there(name: bytes, dir_fd: int) -> bool:
 
 
 def recover(placement: Placement) -> int:
-    """Finish every logged move; returns how many there were.  For start-up, before anything is served."""
+    """Finish every logged move that was begun; returns how many logs there were.
+
+    For start-up, before anything is served, or while nobody writes.
+    """
     staging = placement.staging
     if not staging.exists():
         return 0
@@ -182,12 +221,44 @@ def recover(placement: Placement) -> int:
         if logged is not None:
             with storage_errors(logged.target), placement.directories() as directories:
                 try:
-                    _carry_out(placement, directories, logged, durable=True)
+                    _finish(placement, directories, logged)
                 except NotFound:
                     pass  # a parent was removed since: there is nothing left to move
             staging.remove_whole(logged.doomed)
         staging.discard(log)
     return len(logs)
+
+
+def _finish(placement: Placement, directories: Directories, move_: _Move) -> None:
+    """Do what is left of a move that a crash cut off; leave what came to either place since as it is.
+
+    A move may have been repeated, and both places been written to for weeks.  One that was not begun stays
+    undone: nobody was told that it was done.
+    """
+    source, target = move_.before
+    fresh = decode_sidecar(move_.sidecar).generation
+    here = _look(placement, directories, move_.source)
+    there = _look(placement, directories, move_.target)
+    known = there.generation in (target.generation, fresh)
+    if here == source and known and there.inode in (0, target.inode):
+        if there.generation == fresh or (target.inode and not there.inode):
+            _carry_out(placement, directories, move_, durable=True)
+    elif source.inode and there.inode == source.inode != here.inode and known:
+        write, remove = there.generation != fresh, here == _Place(0, source.generation)
+        _move_sidecar(placement, directories, move_, True, write=write, remove=remove)
+    elif there == _Place(0, target.generation) and _is_there(move_.doomed, placement.staging.fd):
+        _put_back(placement, directories, move_)  # what was to replace it is no longer there
+
+
+def _look(placement: Placement, directories: Directories, path: bytes) -> _Place:
+    directory, name = open_parent(directories, path)
+    return _place_of(look_at(placement, directory, name, path))
+
+
+def _put_back(placement: Placement, directories: Directories, move_: _Move) -> None:
+    directory, name = open_parent(directories, move_.target)
+    os.rename(move_.doomed, name, src_dir_fd=placement.staging.fd, dst_dir_fd=directory.fd)
+    os.fsync(directory.fd)
 
 
 def _read_log(dir_fd: int, name: bytes) -> _Move | None:
@@ -201,8 +272,10 @@ def _read_log(dir_fd: int, name: bytes) -> _Move | None:
         os.close(fd)
     try:
         entries = decode_sidecar(b"".join(parts)).entries
-        return _Move(entries[_SOURCE], entries[_TARGET], entries[_DOOMED], entries[_SIDECAR])
-    except (MalformedSidecar, KeyError):
+        numbers = [int(number) for number in entries[_BEFORE].split()]
+        before = _Place(*numbers[:2]), _Place(*numbers[2:])
+        return _Move(entries[_SOURCE], entries[_TARGET], before, entries[_DOOMED], entries[_SIDECAR])
+    except (MalformedSidecar, KeyError, ValueError, TypeError):
         return None
 
 
