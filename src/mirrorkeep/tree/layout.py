@@ -199,11 +199,17 @@ class Directories:
         return found
 
     def _descend(self, path: bytes, make: bool) -> Directory:
-        """Open ``path`` from its nearest open ancestor, keeping no more descriptors than the capacity."""
+        """Open ``path`` from its nearest open ancestor, keeping no more descriptors than the capacity.
+
+        Of a way that is longer its end is kept: what comes next is mostly near.
+        """
         names = path.split(b"/")
         known = len(names) - 1
         while known and b"/".join(names[:known]) not in self._open:
             known -= 1
+        room = self._capacity - len(self._open)
+        if len(names) - known > self._capacity:
+            room = max(room, self._capacity // 4)  # until the next trim
         here, borrowed = self.get(b"/".join(names[:known])), True
         for depth in range(known + 1, len(names) + 1):
             try:
@@ -212,7 +218,7 @@ class Directories:
                 if not borrowed:
                     here.close()
             here = below
-            borrowed = depth < len(names) and len(self._open) < self._capacity
+            borrowed = 0 < len(names) - depth < room
             if borrowed:
                 self._open[b"/".join(names[:depth])] = here
         return here

@@ -106,3 +106,23 @@ def test_each_entry_has_a_sidecar_of_its_own_and_nothing_else_is_kept_about_it(t
             entry = tree.stat(b"d/e%06d" % number)
             assert entry.record is not None and entry.record.hash == EMPTY
             assert entry.record.path == entry.path == b"d/e%06d" % number
+
+
+def file_in(folder: bytes) -> Frame:
+    """An empty file in a folder."""
+    fields = {keys.TYPE: keys.FILE, keys.SIZE: b"0", keys.MTIME: b"1700000000", keys.HASH: EMPTY}
+    return Frame(Op.PUT, format_record(folder + b"/f", fields), b"")
+
+
+def test_what_lies_deep_is_not_reached_from_the_top_each_time(tmp_path: Path) -> None:
+    """Else one deep folder, which anybody may make, takes as long as all the rest."""
+    depth = 500
+    with StoredTree(str(tmp_path)) as tree:
+        folders = [b"/".join([b"d"] * level) for level in range(1, depth + 1)]
+        frames = [file_in(folder) for folder in folders]
+        with work_done() as sending:
+            assert tree.apply(list(reversed(frames))) == []
+        with work_done() as walking:
+            assert sum(1 for _ in tree.walk()) == 2 * depth + 1
+    assert sending["open"] < 30 * depth
+    assert walking["open"] < 30 * depth
