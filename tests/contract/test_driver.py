@@ -216,6 +216,28 @@ def test_a_tree_of_any_depth_is_frozen_with_few_descriptors_and_deleted(pool: Po
     assert descriptors() == before
 
 
+def test_a_folder_of_any_depth_becomes_a_tree_and_goes_with_the_trees_inside_it(pool: Pool) -> None:
+    outer = pool.tree("outer")
+    folder = outer / "folder"
+    make_deep(folder, 1100)
+    before = descriptors()
+    try:
+        pool.driver.create_tree(str(folder))
+        with steps(folder) as go:
+            for _ in range(1100):
+                assert sorted(os.listdir(go(NAME)))[-1:] == ["z"]
+        volume = pool.root / "volume"
+        make_deep(volume, 1100)
+        pool.driver.create_tree(str(volume / "down" / "inner"))
+        fill(volume / "down" / "inner")
+        for path in (outer, volume):
+            pool.driver.delete_tree(str(path))
+            assert not path.exists()
+    finally:
+        remove_deep(pool.root)
+    assert descriptors() == before
+
+
 def test_attach_and_detach_may_be_repeated_and_keep_everything(pool: Pool) -> None:
     tree = pool.tree()
     fill(tree)

@@ -9,27 +9,35 @@ Not here: when something goes.  A crash leaves a part, which the same call remov
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from mirrorkeep.tree.descent import Descent
 from mirrorkeep.tree.layout import OPEN_DIRECTORY
 
+Whole = Callable[[int, str], bool]
+"""``whole(dir_fd, name)``: remove this folder at once and say so, where that can be; raises OSError."""
 
-def remove_tree(name: str | bytes, *, dir_fd: int | None = None) -> None:
+
+def remove_tree(name: str | bytes, *, dir_fd: int | None = None, whole: Whole | None = None) -> None:
     """Remove the directory ``name``; folders that shut out their owner, as mirrored ones may, are opened up.
 
-    Raises FileNotFoundError when nothing is there, OSError when something stayed: the first trouble.
+    Each folder in it is first given to ``whole``.  Raises FileNotFoundError when nothing is there, OSError
+    when something stayed: the first trouble.
     """
     try:
-        _Removal().run(name, dir_fd)
+        _Removal(whole).run(name, dir_fd)
     except PermissionError:
+        if whole is not None:
+            raise
         _open_up(name, dir_fd)
-        _Removal().run(name, dir_fd)
+        _Removal(None).run(name, dir_fd)
 
 
 class _Removal:
     """One removal under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: Whole | None) -> None:
+        self._whole = whole
         self._trouble: OSError | None = None
 
     def run(self, name: str | bytes, dir_fd: int | None) -> None:
@@ -37,8 +45,11 @@ class _Removal:
             pending = [self._empty(descent.fd)]
             while True:
                 if pending[-1]:
+                    folder = pending[-1].pop()
                     try:
-                        fd = descent.enter(pending[-1].pop())
+                        if self._whole is not None and self._whole(descent.fd, folder):
+                            continue
+                        fd = descent.enter(folder)
                     except OSError as error:
                         self._note(error)
                     else:
@@ -87,7 +98,7 @@ def _open_up(name: str | bytes, dir_fd: int | None) -> None:
     """Let the owner into the directory and every one below it."""
     os.chmod(name, 0o700, dir_fd=dir_fd)
     with Descent(os.open(name, OPEN_DIRECTORY, dir_fd=dir_fd)) as descent:
-        pending = [_folders(descent.fd)]
+        pending = [folders_in(descent.fd)]
         while True:
             if pending[-1]:
                 folder = pending[-1].pop()
@@ -96,7 +107,7 @@ def _open_up(name: str | bytes, dir_fd: int | None) -> None:
                     fd = descent.enter(folder)
                 except FileNotFoundError:
                     continue
-                pending.append(_folders(fd))
+                pending.append(folders_in(fd))
             elif len(pending) > 1:
                 pending.pop()
                 descent.leave()
@@ -104,6 +115,7 @@ def _open_up(name: str | bytes, dir_fd: int | None) -> None:
                 return
 
 
-def _folders(fd: int) -> list[str]:
+def folders_in(fd: int) -> list[str]:
+    """Return the names of the folders in the open directory; raises OSError."""
     with os.scandir(fd) as entries:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -35,7 +35,10 @@ from mirrorkeep.store.drivers.system import (
     run_tool,
     storage_errors,
 )
+from mirrorkeep.tree.descent import Descent
 from mirrorkeep.tree.durability import flush_directory, flush_file_system
+from mirrorkeep.tree.layout import OPEN_DIRECTORY
+from mirrorkeep.tree.removal import folders_in, remove_tree
 
 MOUNT_OPTIONS: Final = "nosuid,nodev,noexec,noatime,discard=async,commit=120"
 """Nothing in a pool is ever run or a device.  Runs flush by themselves, so that the periodic commit
@@ -237,24 +240,29 @@ class BtrfsDriver:
 
     def _destroy_inner(self, path: str) -> None:
         """Destroy the subvolumes inside ``path``; ordinary files go with their subvolume at once."""
-        with os.scandir(path) as entries:
-            folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        for folder in folders:
-            if subvolume.is_subvolume(folder):
-                self._destroy(folder)
-            else:
-                self._destroy_inner(folder)
+        with Descent(os.open(path, OPEN_DIRECTORY)) as descent:
+            pending = [folders_in(descent.fd)]
+            while True:
+                if pending[-1]:
+                    folder = pending[-1].pop()
+                    if not self._destroy_in(descent.fd, folder):
+                        pending.append(folders_in(descent.enter(folder)))
+                elif len(pending) > 1:
+                    pending.pop()
+                    descent.leave()
+                else:
+                    return
+
+    def _destroy_in(self, dir_fd: int, name: str) -> bool:
+        """Destroy the folder ``name`` if it is a subvolume; returns whether it was one."""
+        path = f"/proc/self/fd/{dir_fd}/./{name}"  # the whole path may be longer than a path can be
+        if not subvolume.is_subvolume(path):
+            return False
+        self._destroy(path)
+        return True
 
     def _delete_folder(self, path: str) -> None:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                elif subvolume.is_subvolume(entry.path):
-                    self._destroy(entry.path)
-                else:
-                    self._delete_folder(entry.path)
-        os.rmdir(path)
+        remove_tree(path, whole=self._destroy_in)
 
     # --- accounts -------------------------------------------------------------------------------
 
