@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
-from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes
+from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
 from mirrorkeep.errors import BadUsage, NotFound
 
 if TYPE_CHECKING:
     from mirrorkeep.sync.local import LocalSource
+
+MAX_KEYS: Final = 8
 
 
 @click.command(
@@ -80,6 +82,7 @@ def restore(
     )
     result = run.execute()
     reporter.clear()
+    not_set = run.not_set.most_common()
     if as_json:
         emit(
             {
@@ -90,6 +93,7 @@ def restore(
                 "restored": result.new,
                 "unchanged": result.unchanged,
                 "failed": result.failed,
+                "not_set": {key.decode("utf-8", "surrogateescape"): count for key, count in not_set},
                 "bytes_read": result.bytes_read,
                 "seconds": round(result.seconds, 3),
             }
@@ -101,6 +105,10 @@ def restore(
             f" {result.unchanged:,} were there already{failed};"
             f" {show_bytes(result.bytes_read)} in {result.seconds:.2f} s"
         )
+        if not_set:
+            told = ", ".join(f"{show_path(key)} of {count:,}" for key, count in not_set[:MAX_KEYS])
+            more = f" and {len(not_set) - MAX_KEYS} more" if len(not_set) > MAX_KEYS else ""
+            click.echo(f"could not be set here, and stays in the mirror's records: {told}{more}", err=True)
     return 3 if result.failed else 0
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Final, Protocol
@@ -47,6 +48,7 @@ from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES
 
 MAX_BATCH: Final = 512
 MAX_PLACED: Final = 256
+MAX_KEYS: Final = 1000
 MAX_REPORTED: Final = 65_536
 """Entries that are kept in mind as reported: a directory that cannot be made cannot be stamped either."""
 """Links or directories in one order: few enough that the last ones keep every worker busy."""
@@ -106,6 +108,8 @@ class Restore:
         self._overwrite = overwrite_newer
         self._seed = seed
         self.result = RunResult(snapshot=source.name)
+        self.not_set: Counter[bytes] = Counter()
+        """What the destination, or this user, could not set of what came back: entries, by key."""
         self._batch: list[tuple[bytes, bytes]] = []
         self._there: list[There] = []
         self._batch_bytes = 0
@@ -316,6 +320,8 @@ class Restore:
                 self._current = done.task.wanted[-1][0]
             failures = self._without_stranded(done.task, fetched.failures)
             self._names.settle(fetched.settled)
+            for key, count in fetched.not_set.items():
+                self.not_set[key if len(self.not_set) < MAX_KEYS else b"others"] += count
             result.bytes_read += fetched.read_bytes
             result.unchanged += fetched.same
             result.new += fetched.written

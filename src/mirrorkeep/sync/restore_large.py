@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -59,6 +59,8 @@ class Fetched:
 
     failures: list[tuple[bytes, str, str]] = field(default_factory=list)
     settled: list[tuple[bytes, bytes]] = field(default_factory=list)
+    not_set: Counter[bytes] = field(default_factory=Counter)
+    """What the destination could not take of records, by key."""
     """Path and digest of the files with further names that are in the destination as their records say."""
     same: int = 0
     read_bytes: int = 0

@@ -58,7 +58,13 @@ class RestoreWorker:
         if isinstance(order, Place):
             failures = self._slave.apply(order.frames, keep_newer=not order.overwrite)
             note(failures, order.frames, done)
-            return done
+        else:
+            self._fetch(order, done)
+        done.not_set = self._slave.shortfalls.copy()
+        self._slave.shortfalls.clear()
+        return done
+
+    def _fetch(self, order: Fetch, done: Fetched) -> None:
         small: list[tuple[bytes, Record]] = []
         leaders: list[Record] = []
         for (path, line), there in zip(order.wanted, order.there, strict=True):
@@ -76,7 +82,6 @@ class RestoreWorker:
         if leaders:
             failed = {path for path, _, _ in done.failures}
             done.settled = [(record.path, record.hash) for record in leaders if record.path not in failed]
-        return done
 
     def _fetch_small(self, wanted: list[tuple[bytes, Record]], done: Fetched) -> None:
         """Fetch a bundle; one entry that the store refuses does not take the others with it."""

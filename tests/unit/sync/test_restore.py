@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mirrorkeep.cli.main import program
 from mirrorkeep.errors import PathRefused, StoreUnreachable
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync.restore_links import There
@@ -17,6 +21,7 @@ from mirrorkeep.sync.restore_worker import Fetch, RestoreWorker
 from mirrorkeep.tree import native_publish
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame
+from tests.property.sync.loop import Loop
 
 
 def record(path: bytes) -> bytes:
@@ -170,3 +175,28 @@ def test_what_is_refused_is_named_as_in_the_destination(tmp_path: Path) -> None:
     done = worker(Fetch([(b"folder/f", record(b"f"))], [There.NOTHING], overwrite=False))
     assert [(path, code) for path, code, _ in done.failures] == [(b"f", "not_found")]
     assert done.settled == []
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_the_destination_cannot_hold_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    loop = Loop(tmp_path)
+    loop.source.mkdir()
+    for name, size in (("a", 3), ("b", 3), ("large", 2 << 20)):
+        (loop.source / name).write_bytes(b"x" * size)
+        os.setxattr(loop.source / name, "user.tag", b"1")
+    loop.sync()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no attributes here")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    argv = ["restore", os.fspath(loop.copy), os.fspath(tmp_path / "back"), *(["--json"] if as_json else [])]
+    result = CliRunner().invoke(program, argv)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "back" / "large").stat().st_size == 2 << 20
+    if as_json:
+        assert json.loads(result.stdout.splitlines()[-1])["not_set"]["xattr:user.tag"] == 3
+    else:
+        assert "could not be set here" in result.stderr and "xattr:user.tag of 3" in result.stderr
