@@ -56,7 +56,7 @@ def killed(step: int, action: Callable[[], object]) -> bool:
 
 def shared(root: Path) -> StoredTree:
     root.mkdir(parents=True, exist_ok=True)
-    return StoredTree(str(root), shared_inodes=True)
+    return StoredTree(str(root))
 
 
 def freeze(root: Path) -> Path:
