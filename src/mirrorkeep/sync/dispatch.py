@@ -82,7 +82,7 @@ class Dispatcher:
             self._relieve()
         else:
             self._open.append((item, wanted))
-            self._open_bytes += size_bytes if regular and not wanted.link_to else 0
+            self._open_bytes += len(item.path) + (size_bytes if regular and not wanted.link_to else 0)
             if self._is_full():
                 self.flush()
                 self._relieve()

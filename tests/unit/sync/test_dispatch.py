@@ -104,6 +104,16 @@ def test_a_bundle_is_full_by_bytes_too(busy: Home) -> None:
     assert [outcome.line for outcome in home.settled.values()] == [b"small 3"] * 3 + [b"small 1"]
 
 
+def test_long_paths_fill_a_bundle_as_content_does(busy: Home) -> None:
+    """Else what the store takes at once is exceeded, and everything in the bundle is refused."""
+    home = busy
+    folder = b"d/" * (BUNDLE_TARGET_BYTES // 6)
+    for number in range(4):
+        home.send(item(folder + b"%d" % number, 0))
+    home.dispatch.wait()
+    assert [outcome.line for outcome in home.settled.values()] == [b"small 3"] * 3 + [b"small 1"]
+
+
 def test_a_bundle_that_kills_two_workers_fails_by_name_and_the_others_finish(home: Home) -> None:
     home.send(item(b"kill"))
     home.dispatch.flush()
