@@ -14,7 +14,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from mirrorkeep.errors import MirrorkeepError, StorageFailure
+from mirrorkeep.errors import MirrorkeepError, NoSpace, StorageFailure
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.store.history import SnapshotInfo, snapshot_name
 from mirrorkeep.tree.durability import flush_directory
@@ -89,7 +89,7 @@ def _freeze(part: Part, closing: dict[str, Any]) -> None:
     if not os.path.lexists(target):
         with storage_errors(target):
             make_folder(os.path.dirname(target))
-        driver.snapshot(part.root, target)
+        _make_snapshot(part, target)
     else:  # who made it may have been killed before its name was durable
         with storage_errors(target):
             flush_directory(os.path.dirname(target))
@@ -107,6 +107,18 @@ def _freeze(part: Part, closing: dict[str, Any]) -> None:
     )
     with storage_errors(target):
         part.history.add(info)
+
+
+def _make_snapshot(part: Part, target: str) -> None:
+    """Make the snapshot; raises NoSpace, and for any other trouble a StorageFailure that says what waits for
+    it: whoever asks next wants something else, and needs to know why that is refused."""
+    try:
+        part.volume.store.driver.snapshot(part.root, target)
+    except NoSpace:
+        raise
+    except MirrorkeepError as error:
+        told = "no run begins before the last one's snapshot is made, which each begin tries again"
+        raise StorageFailure(detail=f"{told}: {error}") from error
 
 
 def _enqueue(part: Part, snapshot: str | None) -> str | None:

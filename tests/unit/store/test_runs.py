@@ -56,6 +56,22 @@ def part(store: Store) -> Part:
 # --- begin ---------------------------------------------------------------------------------------
 
 
+def test_a_begin_says_which_snapshot_it_waits_for_and_makes_it_once_it_can(
+    part: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(tree: str, target: str) -> None:
+        raise NotFound(what="tip/odd")  # as the driver says it: of a begin it would mean something else
+
+    run = runs.begin_run(part, "", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(part.volume.store.driver, "snapshot", refuse)
+        for attempt in (lambda: close(part, run, SMALL), lambda: runs.begin_run(part, "", {})):
+            with pytest.raises(StorageFailure, match=r"snapshot.*tip/odd"):
+                attempt()
+    runs.begin_run(part, "", {})
+    assert [info.run for info in part.snapshots()] == [run.run]
+
+
 def test_the_first_begin_finds_nothing_and_makes_the_part_mirrored(part: Part) -> None:
     assert not part.mirrored
     run = runs.begin_run(part, "host:/home", {})
