@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mirrorkeep.errors import MirrorkeepError, NoSpace, NotFound, PatchTargetMissing
+from mirrorkeep.store.examine import Found
 from mirrorkeep.store.local_copy import validate_directory
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.journal import Item, Journal
@@ -23,6 +24,7 @@ from mirrorkeep.tree.protocol import Segment
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 from rig.compare import Comparer
 from tests.property.sync.loop import Cut, CutAfter, Loop
+from tests.unit.tree.deep import make_deep, remove_deep
 
 
 def differences(source: Path, copy: Path) -> list[str]:
@@ -316,3 +318,29 @@ def test_an_attribute_too_large_for_the_store_is_kept_in_the_record(
     assert found == []
     loop.restore(loop.folder / "back")
     assert os.getxattr(loop.folder / "back" / "d0" / "f0", "user.large") == b"v" * 3000
+
+
+# --- trees of any depth -------------------------------------------------------------------------------
+
+
+def test_a_folder_deeper_than_calls_nest_is_mirrored_validated_restored_and_removed(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.source.mkdir()
+    make_files(loop, 30)
+    try:
+        deep = make_deep(loop.source / "someone", 1100)
+        result = loop.sync()
+        assert (result.status, result.failed, result.new) == ("complete", 0, 30 + 3 + deep + 2)
+        loop.check_unchanged()
+        found: list[Found] = []
+        assert validate_directory(os.fspath(loop.copy), found.append).tally.entries == result.entries
+        assert found == []
+        restored = loop.restore(tmp_path / "restored")
+        assert (restored.status, restored.failed) == ("complete", 0)
+        assert loop.listing().keys() == loop.manifest().keys()
+        remove_deep(loop.source)
+        make_files(loop, 30)
+        assert loop.sync().removed == deep + 1
+        assert differences(loop.source, loop.copy) == []
+    finally:
+        remove_deep(tmp_path)
