@@ -508,11 +508,11 @@ def test_a_folder_of_more_names_than_memory_should_hold_is_sorted_in_spilled_run
         write(loop.source / "huge" / str(number), b"%d" % number)
     (loop.source / "huge" / "folder").mkdir()
     spilled: list[int] = []
-    listing = walk._stat_sorted
+    listing = walk._sorted_names
 
-    def watch(fd: int, sort: Any, spool: str) -> Iterator[Any]:
+    def watch(sort: Any, spool: str) -> Iterator[Any]:
         spilled.append(len(os.listdir(spool)))
-        yield from listing(fd, sort, spool)
+        yield from listing(sort, spool)
         assert not os.path.exists(spool)
 
     class SmallSort(walk.SpilledSort):
@@ -520,7 +520,7 @@ def test_a_folder_of_more_names_than_memory_should_hold_is_sorted_in_spilled_run
             super().__init__(directory, max_rows_in_memory=200, max_open_runs=4)
 
     monkeypatch.setattr(walk, "MAX_NAMES_IN_MEMORY", 300)
-    monkeypatch.setattr(walk, "_stat_sorted", watch)
+    monkeypatch.setattr(walk, "_sorted_names", watch)
     monkeypatch.setattr(walk, "SpilledSort", SmallSort)
     assert loop.sync().status == "complete"
     assert spilled == [12]
