@@ -335,3 +335,28 @@ def test_the_storage_says_when_a_snapshot_was_taken(pool: Pool) -> None:
         assert taken is None
     else:
         assert taken is not None and before - 10**8 <= taken <= time.time_ns()
+
+
+def test_a_file_of_several_names_stays_one_when_its_inode_can_have_no_more_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(tmp_path / "data", "dir")
+    tree = pool.tree()
+    (tree / "a").write_bytes(b"x")
+    (tree / "folder").mkdir()
+    for name in ("b", "c", "folder/d"):
+        os.link(tree / "a", tree / name)
+    os.utime(tree / "folder", ns=(1, 111_222_333_444))
+    link, limit = os.link, 6
+
+    def limited(source: str, *arguments: object, src_dir_fd: int, **options: object) -> None:
+        if os.stat(source, dir_fd=src_dir_fd).st_nlink >= limit:
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+        link(source, *arguments, src_dir_fd=src_dir_fd, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", limited)
+    snapshot = pool.freeze(tree, "first")
+    assert len({(snapshot / name).stat().st_ino for name in ("a", "b", "c", "folder/d")}) == 1
+    assert portrait(snapshot) == portrait(tree)
+    assert sorted(os.listdir(snapshot)) == ["a", "b", "c", "folder"]
+    pool.driver.detach()

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from rig.compare import Comparer
 from rig.mirrored import Mirrored
-from rig.served import Served, checked
+from rig.served import Served, checked, command
+
+DRIVERS = ["dir", pytest.param("btrfs", marks=pytest.mark.btrfs)]
 
 
 def test_links_survive_the_absence_of_their_leader(served_store: Served, tmp_path: Path) -> None:
@@ -50,3 +56,32 @@ def test_links_survive_the_renaming_of_their_folders(served_store: Served, tmp_p
         assert [str(one) for one in Comparer(str(source), str(target)).differences()] == []
     mirrored.check_verdict()
     mirrored.check_snapshots()
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("name", ["a/leader", "m/second"])
+def test_a_link_that_was_broken_on_the_store_is_found_and_made_again(
+    make_served: Callable[..., Served], tmp_path: Path, driver: str, name: str
+) -> None:
+    mirrored = Mirrored(make_served(driver=driver), tmp_path)
+    source = mirrored.source
+    for folder in ("a", "m"):
+        (source / folder).mkdir(parents=True)
+    (source / "a" / "leader").write_bytes(b"one file of three names" * 100)
+    os.link(source / "a" / "leader", source / "m" / "second")
+    os.link(source / "a" / "leader", source / "third")
+    mirrored.sync()
+    stored = mirrored.tip() / name
+    times = stored.parent.stat()
+    shutil.copy2(stored, stored.with_name("copy"))
+    stored.with_name("copy").rename(stored)
+    os.utime(stored.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert mirrored.differences() != []
+    argv = ("validate", mirrored.volume.url, "--wait", "--json")
+    result = command(*argv, environment=mirrored.volume.environment)
+    found = {row["path"]: row["kind"] for row in result.rows if "kind" in row}
+    split = {"m/second": "hard_link", "third": "hard_link"}
+    assert (result.status, found) == (4, split if name == "a/leader" else {name: "hard_link"})
+    assert mirrored.sync("--wait")["verdict"] == "repaired"
+    assert mirrored.differences() == []
+    assert mirrored.sync("--wait")["verdict"] == "verified"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,40 @@ def test_links_and_nodes_are_compared(tree: StoredTree, root: Path) -> None:
     assert kinds(tree, LINK) == ["link"]
     (root / "d/n").write_bytes(b"")
     assert kinds(tree, NODE) == ["type"]
+
+
+def test_a_name_that_left_its_file_is_found(tree: StoredTree, root: Path) -> None:
+    leader = put(b"d/a", b"shared", st_nlink=b"3")
+    names = [
+        Frame(Op.HARD_LINK, file_line(path, b"shared", st_nlink=b"3", hard_link=b"d/a"))
+        for path in (b"d/b", b"e")
+    ]
+    assert tree.apply([leader, *names]) == []
+    assert [kinds(tree, frame) for frame in (leader, *names)] == [[], [], []]
+    become_another_file(root / "d/b")
+    assert [kinds(tree, frame) for frame in (leader, *names)] == [[], ["hard_link"], []]
+    assert kinds(tree, names[0], content=False) == ["hard_link"]
+    become_another_file(root / "d/a")
+    assert [kinds(tree, frame) for frame in (leader, *names)] == [[], ["hard_link"], ["hard_link"]]
+    (root / "d/a").unlink()
+    assert [kinds(tree, frame) for frame in (leader, *names)] == [["missing"], ["hard_link"], ["hard_link"]]
+    assert tree.apply([leader, *names]) == []
+    assert [kinds(tree, frame) for frame in (leader, *names)] == [[], [], []]
+
+
+def become_another_file(path: Path) -> None:
+    """Put an equal file in place of one name, as ``cp -p`` and ``mv`` do."""
+    copy = path.with_name("copy")
+    shutil.copy2(path, copy)
+    copy.rename(path)
+
+
+def test_a_name_that_a_run_could_not_bring_along_is_no_damage(tree: StoredTree) -> None:
+    """The leader has new content, the other name its old record: two files, and the manifest says so."""
+    left = file_line(b"b", b"old", st_nlink=b"2", hard_link=b"a")
+    assert tree.apply([put(b"a", b"old", st_nlink=b"2"), Frame(Op.HARD_LINK, left)]) == []
+    assert tree.apply([put(b"a", b"new", st_nlink=b"2")]) == []
+    assert tree.check(b"b", left, content=True) == []
 
 
 def test_a_missing_directory_makes_all_below_it_missing(tree: StoredTree) -> None:

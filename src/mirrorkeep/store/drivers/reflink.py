@@ -22,6 +22,7 @@ from mirrorkeep.tree.removal import remove_tree
 _FICLONE: Final = 0x40049409
 _PIECE_BYTES: Final = 1 << 30
 _LINKS: Final = ".mirrorkeep.links"
+_JOINED: Final = "joined"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSUPPORTED: Final = frozenset((errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS))
 
@@ -57,6 +58,8 @@ def copy_tree(source: str, target: str, *, link_files: bool, skip: frozenset[str
     source_fd, target_fd, links_fd = (os.open(path, _DIRECTORY) for path in (source, target, links))
     try:
         _Copy(link_files, links_fd, skip).tree(source_fd, target_fd)
+        if link_files and os.listdir(links_fd):
+            _rejoin(target_fd, links_fd)
         remove_tree(links)
         _stamp(source_fd, target_fd, os.fstat(source_fd))
     finally:
@@ -114,6 +117,37 @@ class _Copy:
         except FileNotFoundError:
             _copy_entry(source_fd, target_fd, name, found)
             os.link(name, group, src_dir_fd=target_fd, dst_dir_fd=self._links_fd, follow_symlinks=False)
+
+
+def _rejoin(target_fd: int, links_fd: int) -> None:
+    """Make files with several names one file again where some names were linked and the others copied,
+    because the inode had all the links it can have by then: the copy takes the place of those links."""
+    with Descent(os.dup(target_fd)) as place:
+        pending = [_rejoin_files(target_fd, links_fd)]
+        while True:
+            if pending[-1]:
+                pending.append(_rejoin_files(place.enter(pending[-1].pop()), links_fd))
+                continue
+            pending.pop()
+            if not pending:
+                return
+            place.leave()
+
+
+def _rejoin_files(folder_fd: int, links_fd: int) -> list[str]:
+    """Do so in one directory; returns the names of the folders in it."""
+    times, folders = os.fstat(folder_fd), []
+    for name in os.listdir(folder_fd):
+        found = os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            folders.append(name)
+            continue
+        group = f"{found.st_dev}-{found.st_ino}"
+        with suppress(FileNotFoundError):
+            os.link(group, _JOINED, src_dir_fd=links_fd, dst_dir_fd=links_fd, follow_symlinks=False)
+            os.rename(_JOINED, name, src_dir_fd=links_fd, dst_dir_fd=folder_fd)
+    os.utime(folder_fd, ns=(times.st_atime_ns, times.st_mtime_ns))
+    return folders
 
 
 def _link(source_fd: int, target_fd: int, name: str) -> bool:
