@@ -151,8 +151,10 @@ class Mirror:
         self.volume: Volume = served.create_volume(name)
 
     def sync(self) -> dict[str, Any]:
-        argv = ("sync", str(self.source), self.volume.url, "--state", str(self.state), "--wait", "--json")
-        return checked(*argv, environment=self.volume.environment).last
+        return checked(*self.sync_arguments(), environment=self.volume.environment).last
+
+    def sync_arguments(self) -> list[str]:
+        return ["sync", str(self.source), self.volume.url, "--state", str(self.state), "--wait", "--json"]
 
     def validate(self, *options: str) -> Result:
         argv = ("validate", self.volume.url, "--wait", "--json", *options)
@@ -223,6 +225,46 @@ def test_a_changed_manifest_is_reported_as_such_and_makes_no_findings(
     assert (result.status, kinds(result)) == (1, {})
     assert result.last["error"]["code"] == "foreign_manifest"
     assert "does not belong to snapshot" in result.errors
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_damaged_manifest_of_the_tip_is_written_anew_by_the_next_run(
+    make_served: Callable[..., Served], tmp_path: Path, driver: str, changed: bool
+) -> None:
+    mirror = Mirror(make_served(driver=driver), tmp_path)
+    many = mirror.source / "many"
+    many.mkdir()
+    for number in range(1000):  # so many that the manifest travels as a difference
+        (many / f"a file with a long name, number {number}").write_bytes(b"")
+    assert mirror.sync()["verdict"] == "verified"
+    flip(mirror.tip() / HIDDEN / ".mirrorkeep.manifest")
+    result = mirror.validate()
+    assert (result.status, result.last["error"]["code"]) == (1, "foreign_manifest")
+    if changed:
+        (many / "new").write_bytes(b"new")
+    assert mirror.sync()["verdict"] == "verified"
+    assert mirror.validate().status == 0
+    assert mirror.sync()["verdict"] == "verified"
+    shutil.rmtree(mirror.tip() / HIDDEN)
+    shutil.rmtree(mirror.state)
+    healed = command(*mirror.sync_arguments(), environment=mirror.volume.environment)
+    assert healed.last["status"] == "complete"
+    assert mirror.sync()["verdict"] in ("verified", "repaired")
+    assert mirror.validate().status == 0
+
+
+def test_a_damaged_manifest_is_found_and_written_anew_by_runs_that_change_nothing(
+    served_store: Served, tmp_path: Path
+) -> None:
+    mirror = Mirror(served_store, tmp_path)
+    mirror.sync()
+    flip(mirror.tip() / HIDDEN / ".mirrorkeep.manifest")
+    failed = command(*mirror.sync_arguments(), environment=mirror.volume.environment)
+    assert (failed.status, failed.last["verdict"]) == (4, "failed")
+    assert mirror.sync()["verdict"] == "verified"
+    (mirror.tip() / HIDDEN / ".mirrorkeep.manifest").unlink()
+    assert mirror.sync()["verdict"] == "verified"
 
 
 def test_a_verdict_is_checked_offline(served_store: Served, tmp_path: Path) -> None:

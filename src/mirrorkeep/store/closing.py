@@ -10,13 +10,13 @@ Not here: deciding to close (``runs``, ``snapshot``).
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
 from mirrorkeep.errors import MirrorkeepError, NoSpace, StorageFailure
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.store.history import SnapshotInfo, snapshot_name
+from mirrorkeep.store.intake import digest_of_file
 from mirrorkeep.tree.durability import flush_directory
 
 if TYPE_CHECKING:
@@ -70,17 +70,9 @@ def _place_manifest(part: Part, staged: str, digest: str) -> None:
         try:
             os.rename(os.path.join(part.root, staged), target)
         except FileNotFoundError:
-            if _digest(target) != digest:
+            if digest_of_file(target) != digest:
                 raise StorageFailure(detail=f"{staged}: the manifest of a decided close is gone") from None
         flush_directory(os.path.dirname(target))
-
-
-def _digest(path: str) -> str:
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""
 
 
 def _freeze(part: Part, closing: dict[str, Any]) -> None:

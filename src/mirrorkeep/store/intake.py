@@ -3,6 +3,10 @@
 Answers for: what is put in staging is a sound manifest with exactly the digest that the client named.  It
 is not durable and not in place: the close does both.  Memory: a block, however long the manifest is.
 
+The manifest of the last run lies in the tip, where it can be damaged like anything else.  A close that builds
+on it is refused as *foreign* then, and the client hands its own over whole: at once where the file is gone or
+a delta fails on it, else after validation has read it (:func:`distrust_damaged_manifest`).
+
 Not here: the close (``runs``), the manifest's format.  A crash leaves a file in the part's staging folder,
 which is emptied at start-up.
 """
@@ -19,7 +23,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
-from mirrorkeep.errors import BadUsage, DigestMismatch, ForeignManifest, MalformedRequest
+from mirrorkeep.errors import (
+    BadUsage,
+    DigestMismatch,
+    ForeignManifest,
+    MalformedRequest,
+    MirrorkeepError,
+)
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.tree.layout import HIDDEN, STAGING
 
@@ -49,6 +59,8 @@ def receive_manifest(
     part: Part, state: PartState, *, form: str, base: str, digest: str, body_path: str | None
 ) -> Manifest:
     """Check and stage the manifest of a run; see ``runs.close_run`` for the forms and errors."""
+    if form in ("same", "delta") and not _has_its_file(part, state):
+        raise ForeignManifest(snapshot="the tip", detail="the tip's manifest is damaged or gone")
     if form == "same":
         if state.manifest is None or state.manifest_digest != digest:
             raise ForeignManifest(snapshot="the tip", detail="the tip's manifest has another digest")
@@ -73,9 +85,12 @@ def receive_manifest(
         if out.digest() != digest:
             raise DigestMismatch(path="the manifest", expected=digest, actual=out.digest())
         entries, content_bytes = count_entries(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(path)
+        refused = isinstance(error, MirrorkeepError | OSError)
+        if refused and form == "delta" and digest_of_file(part.manifest_path()) != base:
+            raise ForeignManifest(snapshot="the tip", detail="the tip's manifest is damaged") from None
         raise
     return Manifest(digest, entries, content_bytes, staged, part.root)
 
@@ -85,6 +100,34 @@ def discard_manifest(manifest: Manifest) -> None:
     if manifest.staged:
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(manifest.root, manifest.staged))
+
+
+def distrust_damaged_manifest(part: Part) -> None:
+    """Have the next close bring its manifest whole, if the file in the tip is not what the state says.
+
+    Reads the file.  Durable when this returns; repeatable.  What else is known of the tip stays true.
+    """
+    known = part.state().manifest_digest
+    if not known or digest_of_file(part.manifest_path()) == known:
+        return
+    with part.frozen():
+        state = part.state()
+        if state.manifest is not None and state.manifest_digest == known:
+            part.change_state(state, manifest={**state.manifest, "damaged": True})
+
+
+def _has_its_file(part: Part, state: PartState) -> bool:
+    """Say whether the tip's manifest is there and was not found damaged (one system call)."""
+    return not (state.manifest or {}).get("damaged") and os.path.exists(part.manifest_path())
+
+
+def digest_of_file(path: str) -> str:
+    """Return the SHA-256 of a file, "" when there is none."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def count_entries(path: str) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from mirrorkeep.store.assess import INCREMENTAL, MODES, Assessment, Base, Signer
 from mirrorkeep.store.chain import Chain
 from mirrorkeep.store.cycle import load_cycle
 from mirrorkeep.store.examine import Setting
+from mirrorkeep.store.intake import digest_of_file, distrust_damaged_manifest
 from mirrorkeep.store.pacing import Policy, load_policy, yield_to_others
 from mirrorkeep.store.records import read_record
 
@@ -270,6 +271,8 @@ class Validator:
         if made["findings"]:
             _log(f"{made['volume']}/{made['part']} {made['snapshot']}: {made['findings']} findings")
         subject = assessment.subject
+        if made.get("error"):  # the manifest was not the one to compare with: nor is the tip's, perhaps
+            distrust_damaged_manifest(self._part(job))
         if made["findings"] and not subject.newest:
             # What an old snapshot lost may be lost in the present too: look there.
             part = self._part(job)
@@ -309,7 +312,11 @@ class Validator:
             return None
         if name == info.name:
             return Base(root, iter(()))
-        return Base(root, self.store.driver.changed_between(root, part.snapshot_root(info.name)))
+        changed = self.store.driver.changed_between(root, part.snapshot_root(info.name))
+        known = part.snapshot(name).manifest
+        if changed is None and known and digest_of_file(part.manifest_path(name)) != known:
+            return None  # damaged: it tells nothing about what has changed since
+        return Base(root, changed)
 
     def _give_up(self, job: queue.Job, error: MirrorkeepError | OSError) -> None:
         assessment = self._assessment(job, Policy(), -1)

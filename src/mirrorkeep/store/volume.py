@@ -41,9 +41,10 @@ class PartState:
 
     ``run``: the open run as ``{"id", "epoch", "source", "begun", "patch"}``; ``commits``: the last two
     commits as ``{"run", "commit", "position"}``, newest last; ``manifest``: of the last closed run as
-    ``{"digest", "entries", "bytes"}``; ``closing``: a close that is to be rolled forward; ``closed``: the
-    answer to the last close.  ``dirty``: the tip may differ from ``manifest``.  ``durable_ns``: when the last
-    flush began (None: not known), ``doubted``: see ``doubt``.
+    ``{"digest", "entries", "bytes"}``, with ``"damaged"`` once its file in the tip was found to be another;
+    ``closing``: a close that is to be rolled forward; ``closed``: the answer to the last close.  ``dirty``:
+    the tip may differ from ``manifest``.  ``durable_ns``: when the last flush began (None: not known),
+    ``doubted``: see ``doubt``.
     """
 
     epoch: int = 0

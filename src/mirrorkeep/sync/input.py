@@ -17,7 +17,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mirrorkeep.errors import MalformedManifest
+from mirrorkeep.errors import MalformedManifest, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.merge import merge_records
 from mirrorkeep.manifest.order import order_key
@@ -102,8 +102,13 @@ class Input:
     def _listed(self, *, actual: bool) -> OldSide:
         """Ask the store what it has."""
         path = os.path.join(self._state.folder, "listed")
-        self._session.fetch_manifest("actual" if actual else "latest", path)
-        old = self._adopt(path)
+        try:
+            self._session.fetch_manifest("actual" if actual else "latest", path)
+            old = self._adopt(path)
+        except (MalformedManifest, NotFound):
+            if actual:
+                raise
+            return self._listed(actual=True)  # damaged there, or gone
         if not actual and self.manifest_digest != self.info.manifest:
             old.close()  # the last run made no snapshot: only the tip itself tells what it holds
             return self._listed(actual=True)

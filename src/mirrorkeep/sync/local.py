@@ -30,7 +30,14 @@ from typing import Any, BinaryIO, Final
 
 from mirrorkeep.delta.signature import make_signature
 from mirrorkeep.delta.stream import patch_from
-from mirrorkeep.errors import BadUsage, DigestMismatch, ForeignManifest, NotFound, RunSuperseded
+from mirrorkeep.errors import (
+    BadUsage,
+    DigestMismatch,
+    ForeignManifest,
+    MalformedDelta,
+    NotFound,
+    RunSuperseded,
+)
 from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.sync.session import Closed, RunInfo
 from mirrorkeep.sync.state import lock_alone
@@ -181,6 +188,8 @@ class LocalSession:
     def close(self, *, form: str, base: str | None, digest: str, body: str | None, snapshot: bool) -> Closed:
         """Commit, and make the manifest that of the copy; the run is over."""
         known = self._open_state()
+        if form != "full" and not os.path.exists(self._place(MANIFEST)):
+            raise ForeignManifest(snapshot="the copy", detail="its manifest is gone")
         if body is None:
             if digest != known["manifest"]:
                 raise ForeignManifest(snapshot="the copy", detail="its manifest has another digest")
@@ -273,8 +282,10 @@ class LocalSession:
             if form == "delta":
                 if base != present:
                     raise ForeignManifest(snapshot="the copy", detail="the delta is against another manifest")
-                with open(self._place(MANIFEST), "rb") as old:
+                with open(self._place(MANIFEST), "rb") as old, contextlib.suppress(MalformedDelta):
                     patch_from(blocks, old.fileno(), out)
+                if out.hasher.hexdigest() != digest:
+                    raise ForeignManifest(snapshot="the copy", detail="its manifest is damaged")
             else:
                 for block in blocks:
                     out.write(block)

@@ -25,7 +25,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import IO, Any, Final
 
-from mirrorkeep.errors import MirrorkeepError, NoSpace
+from mirrorkeep.errors import ForeignManifest, MirrorkeepError, NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import inode_of, kind_of
 from mirrorkeep.sync.detect import Detector
@@ -431,9 +431,7 @@ class MirrorRun:
         digest = self._input.manifest_digest
         if digest == self._input.server_manifest:
             self.reporter.phase("close")
-            closed = self.session.close(
-                form="same", base=digest, digest=digest, body=None, snapshot=self.options.snapshot
-            )
+            closed = self._hand_over("same", digest, digest, None, self._input.manifest_path)
         else:
             closed = self._close(self._input.manifest_path, digest, 0)
         if self._input.needs_keeping:
@@ -455,13 +453,21 @@ class MirrorRun:
         if not self.session.closes_beside_commits:
             self._dispatch.wait()
         try:
-            return self.session.close(
-                form=form, base=base, digest=digest, body=body, snapshot=self.options.snapshot
-            )
+            return self._hand_over(form, base, digest, body, manifest)
         except MirrorkeepError:
             with suppress(MirrorkeepError):
                 self._dispatch.wait()  # what was committed counts for the next run
             raise
+
+    def _hand_over(self, form: str, base: str | None, digest: str, body: str | None, manifest: str) -> Closed:
+        """Close; with the whole manifest where what the store holds of the last one is damaged."""
+        snapshot = self.options.snapshot
+        try:
+            return self.session.close(form=form, base=base, digest=digest, body=body, snapshot=snapshot)
+        except ForeignManifest:
+            if form == "full":
+                raise
+            return self._hand_over("full", None, digest, manifest, manifest)
 
     def _note_closed(self, closed: Closed) -> None:
         self.result.snapshot = closed.snapshot

@@ -50,6 +50,7 @@ def copy_stored(source: Path, target: Path) -> str:
 def write_manifest(target: Path, lines: list[bytes], part: bytes = b"") -> str:
     """Put a manifest of ``lines`` in place; return its digest."""
     path = target / ".mirrorkeep" / ".mirrorkeep.manifest"
+    path.unlink(missing_ok=True)  # snapshots may share the old one
     with path.open("wb") as stream:
         writer = ManifestWriter(stream, {b"part": part})
         writer.add_many(lines)

@@ -11,6 +11,7 @@ import pytest
 
 from mirrorkeep.errors import ForeignManifest
 from mirrorkeep.store.local_copy import Outcome, validate_directory
+from mirrorkeep.sync import mirror
 from mirrorkeep.sync.local import LocalSession
 from mirrorkeep.sync.state import StateBusy
 from tests.property.sync.loop import Cut, CutAfter, Loop
@@ -161,6 +162,29 @@ def test_a_damaged_manifest_is_named_and_written_anew(loop: Loop, lost: bool) ->
     assert look(loop.copy)[0] == []
     loop.check()
     loop.check_unchanged()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut off", "gone"])
+def test_a_difference_to_a_damaged_manifest_is_of_no_use_and_the_whole_is_written(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(mirror, "FULL_MANIFEST_BYTES", 0)
+    manifest = loop.copy / HIDDEN / ".mirrorkeep.manifest"
+    whole = manifest.read_bytes()
+    (loop.source / "docs" / "a.txt").write_bytes(b"newer")
+    if damage == "gone":
+        manifest.unlink()
+    else:
+        manifest.write_bytes(bytes([whole[0] ^ 1]) + whole[1:] if damage == "flip" else whole[:10])
+    assert loop.sync().status == "complete"
+    assert look(loop.copy)[0] == []
+    loop.check()
+
+
+def test_a_manifest_that_is_gone_is_written_anew_though_nothing_changed(loop: Loop) -> None:
+    (loop.copy / HIDDEN / ".mirrorkeep.manifest").unlink()
+    assert loop.sync().status == "complete"
+    assert look(loop.copy)[0] == []
 
 
 @contextmanager

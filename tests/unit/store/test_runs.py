@@ -16,6 +16,7 @@ from mirrorkeep.delta.patch import Copy, Literal, build_delta
 from mirrorkeep.errors import (
     DigestMismatch,
     ForeignManifest,
+    MalformedDelta,
     MalformedManifest,
     MalformedRequest,
     NoSpace,
@@ -26,6 +27,7 @@ from mirrorkeep.errors import (
 )
 from mirrorkeep.store import runs
 from mirrorkeep.store.driver import Usage
+from mirrorkeep.store.intake import distrust_damaged_manifest
 from mirrorkeep.store.pool import Store
 from mirrorkeep.store.snapshot import snapshot_now, tip_changed_since_snapshot
 from mirrorkeep.store.volume import Part
@@ -328,6 +330,52 @@ def test_a_wrong_manifest_leaves_the_run_open_as_it_was(
     runs.check_run(part, header_of(run))
     assert list(Path(part.root, ".mirrorkeep", ".mirrorkeep.staging").iterdir()) == []
     assert close(part, run, SMALL).sequence == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut off", "gone"])
+def test_a_delta_on_a_damaged_manifest_is_refused_so_that_the_whole_is_sent(part: Part, damage: str) -> None:
+    close(part, runs.begin_run(part, "", {}), SMALL)
+    wanted = manifest_of([b"a", b"b/c", b"d"])
+    common = SMALL.index(b"\n") + 1
+    delta = build_delta([Copy(0, common), Literal(wanted[common:])])
+    run = runs.begin_run(part, "", {})
+    damage_file(Path(part.manifest_path()), damage)
+    with pytest.raises(ForeignManifest):
+        close(part, run, wanted, form="delta", base=run.manifest, body=delta)
+    assert close(part, run, wanted).sequence == 2
+    assert Path(part.manifest_path("latest")).read_bytes() == wanted
+
+
+def damage_file(path: Path, damage: str) -> None:
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:] if damage == "flip" else whole[:10])
+
+
+def test_a_delta_that_is_wrong_itself_is_refused_as_such(part: Part) -> None:
+    close(part, runs.begin_run(part, "", {}), SMALL)
+    run = runs.begin_run(part, "", {})
+    for body, error in ((build_delta([Literal(b"x")]), DigestMismatch), (b"x", MalformedDelta)):
+        with pytest.raises(error):
+            close(part, run, manifest_of([b"d"]), form="delta", base=run.manifest, body=body)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut off", "gone"])
+def test_a_manifest_that_was_found_damaged_has_to_come_whole_once(part: Part, damage: str) -> None:
+    close(part, runs.begin_run(part, "", {}), SMALL)
+    distrust_damaged_manifest(part)
+    close(part, runs.begin_run(part, "", {}), SMALL, form="same", body=b"")
+    damage_file(Path(part.manifest_path()), damage)
+    distrust_damaged_manifest(part)
+    run = runs.begin_run(part, "", {})
+    assert (run.manifest, run.dirty) == (digest_of(SMALL), False)  # what the tip holds is known all the same
+    for form in ("same", "delta"):
+        with pytest.raises(ForeignManifest):
+            close(part, run, SMALL, form=form, base=run.manifest, body=b"")
+    close(part, run, SMALL)
+    assert Path(part.manifest_path("latest")).read_bytes() == SMALL
+    close(part, runs.begin_run(part, "", {}), SMALL, form="same", body=b"")
 
 
 def test_a_malformed_manifest_with_the_right_digest_is_refused(part: Part) -> None:

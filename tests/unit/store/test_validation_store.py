@@ -220,6 +220,17 @@ def test_a_manifest_that_does_not_belong_makes_no_findings(place: Place, damage:
     assert not os.path.exists(place.part.patch_path)
 
 
+def test_after_a_damaged_manifest_everything_is_read_and_the_next_snapshot_is_verified(place: Place) -> None:
+    first = place.run()
+    place.drain()
+    flip(place.snapshot(first.snapshot) / ".mirrorkeep" / ".mirrorkeep.manifest")
+    (place.source / "docs/new").write_bytes(b"new")
+    second = place.run()
+    place.drain()
+    made = read_verdict(place.part, second.snapshot or "")
+    assert (made["verdict"], made["mode"]) == ("verified", "full")
+
+
 def test_damage_of_the_present_is_found_though_the_snapshot_is_older(place: Place) -> None:
     place.run()
     place.drain()
