@@ -74,7 +74,8 @@ class Volume:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"MIRRORKEEP_TOKEN": self.token, "MIRRORKEEP_CA": self.ca}
+        state = f"{Path(self.ca).parents[1]}.state"  # a port comes again, and with it another store's key
+        return {"MIRRORKEEP_TOKEN": self.token, "MIRRORKEEP_CA": self.ca, "MIRRORKEEP_STATE": state}
 
 
 _ports: list[socket.socket] = []

@@ -348,7 +348,10 @@ class ValidationDifferences(MirrorkeepError):
 
 
 class VerdictRefused(MirrorkeepError):
-    """A verdict's signature, manifest or chain does not hold; nothing may be concluded from it."""
+    """A verdict's key, signature, manifest or chain does not hold; nothing may be concluded from it.
+
+    A run that waited for it is closed all the same.
+    """
 
     code = "verdict_refused"
     template = "the verdict does not hold: {detail}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mirrorkeep.store.keys import create_keys
 from rig.compare import Comparer
 from rig.served import Result, Served, Volume, checked, command
 
@@ -286,6 +287,33 @@ def test_a_verdict_is_checked_offline(served_store: Served, tmp_path: Path) -> N
     second.write_text(first.read_text())
     flip(manifest)
     assert "another manifest" in command(*check).errors
+
+
+def test_a_store_that_signs_with_another_key_is_not_believed_and_mirrored_to_all_the_same(
+    served_store: Served, tmp_path: Path
+) -> None:
+    mirror = Mirror(served_store, tmp_path)
+    mirror.sync()
+    assert mirror.validate().status == 0
+    checked("store", "rotate-key", str(served_store.data))
+    assert mirror.sync()["verdict"] == "verified"
+    assert mirror.validate().status == 0
+    folder = served_store.data / "keys"
+    for name in ("verdict.key", "verdict.pub"):
+        (folder / name).unlink()
+    create_keys(str(folder))
+    (mirror.source / "new").write_bytes(b"new")
+    result = command(*mirror.sync_arguments(), environment=mirror.volume.environment)
+    done, error = result.rows[-2:]
+    assert (result.status, error["code"]) == (1, "verdict_refused")
+    assert (done["status"], done["verdict"]) == ("complete", "refused")
+    assert (mirror.tip() / "new").read_bytes() == b"new"
+    refused = mirror.validate()
+    assert (refused.status, refused.last["code"]) == (1, "verdict_refused")
+    for known in (mirror.state, Path(mirror.volume.environment["MIRRORKEEP_STATE"])):
+        next(known.glob("*/trust.json")).unlink()
+    assert mirror.sync()["verdict"] == "verified"
+    assert mirror.validate().status == 0
 
 
 def test_the_client_is_not_needed_and_may_be_gone(served_store: Served, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_any_tree_becomes_any_other_on_a_store(
     loop.check()
     assert tip_differences(loop.source, store.native_path("loop") / part) == []
     loop.check_unchanged()
-    assert wait_for_verdict(loop.client, result.snapshot) == "verified"
+    assert wait_for_verdict(loop.client, result.snapshot)["verdict"] == "verified"
 
 
 def test_a_source_folder_called_like_the_hidden_one_comes_back_from_a_store(
@@ -137,7 +137,7 @@ def test_a_source_folder_called_like_the_hidden_one_comes_back_from_a_store(
     assert edited.bytes_sent < SMALL_FILE_BYTES, "large files travel as deltas"
     assert restored_differences(loop) == []
     loop.check_unchanged()
-    assert wait_for_verdict(loop.client, edited.snapshot) == "verified"
+    assert wait_for_verdict(loop.client, edited.snapshot)["verdict"] == "verified"
     tip = store.native_path("loop") / loop.client.part.decode()
     own = tip / ".mirrorkeep" / ".mirrorkeep.manifest"
     assert own.read_bytes() == loop.manifest_path().read_bytes(), "ours is untouched"

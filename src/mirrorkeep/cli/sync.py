@@ -10,11 +10,13 @@ import click
 
 from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
 from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
+from mirrorkeep.errors import VerdictRefused
 from mirrorkeep.sync.options import RunOptions, RunResult
 
 if TYPE_CHECKING:
     from mirrorkeep.sync.plan import Plan
     from mirrorkeep.sync.session import RunSession
+    from mirrorkeep.sync.state import State
     from mirrorkeep.tree.client import StoreClient
 
 
@@ -95,18 +97,33 @@ def sync(
 
         tell = partial(_tell, as_json=as_json)
         return _show_plan(Plan(source, session, folder, target, options, reporter, tell), as_json)
+    refused: VerdictRefused | None = None
     with State(folder, source, target) as state:
         run, result = execute_run(lambda: MirrorRun(source, session, state, options, reporter))
         if given["wait"] and client is not None and result.snapshot:
-            from mirrorkeep.sync.verdicts import wait_for_verdict
-
-            result.verdict = wait_for_verdict(client, result.snapshot)
+            try:
+                result.verdict = _await_verdict(client, result.snapshot, state)
+            except VerdictRefused as error:  # the mirror itself is closed; nothing is proven about it
+                result.verdict, refused = "refused", error
         reporter.clear()
         _show(result, as_json)
         run.settle_signatures()
+    if refused is not None:
+        raise refused
     if given["wait"] and result.snapshot and result.verdict not in ("verified", "repaired"):
         return 4
     return 3 if result.failed else 0
+
+
+def _await_verdict(client: StoreClient, snapshot: str, state: State) -> str:
+    """Return the verdict of a snapshot, which is to hold, once there is one."""
+    from mirrorkeep.cli.trust import Trust
+    from mirrorkeep.sync.verdicts import wait_for_verdict
+
+    trust = Trust(client, state.folder)
+    answer = wait_for_verdict(client, snapshot, since=trust.head)
+    trust.check(answer, snapshot, state.manifest_digest())
+    return str(answer["verdict"])
 
 
 def _open_session(client: StoreClient | None, source: str, target: str) -> tuple[RunSession, str]:

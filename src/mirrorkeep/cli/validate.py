@@ -39,6 +39,12 @@ _WAIT_S = 10
 )
 @click.option("--metadata-only", "mode", flag_value=METADATA, help="Compare metadata, read no content.")
 @click.option("--wait", is_flag=True, help="Wait for the verdict, and print the findings.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False),
+    envvar="MIRRORKEEP_STATE",
+    help="Folder for what is remembered of the store's verdicts [env: MIRRORKEEP_STATE].",
+)
 @credentials
 @json_output
 def validate(
@@ -46,6 +52,7 @@ def validate(
     snapshot: str | None,
     mode: str | None,
     wait: bool,
+    state: str | None,
     token_file: str | None,
     ca: str | None,
     as_json: bool,
@@ -53,12 +60,15 @@ def validate(
     """Compare what is stored at TARGET with the manifest of what was read, entry by entry.
 
     Prints the findings, a line each, then the verdict.  Exit status 4 when there are differences; the next
-    run repairs them.  TARGET is https://HOST:PORT/volumes/NAME[/PATH], or the directory of a stored copy.
+    run repairs them.  A verdict that another key signed than the one that was seen first is refused (exit 1).
+    TARGET is https://HOST:PORT/volumes/NAME[/PATH], or the directory of a stored copy.
     """
     if not is_url(target):
         if snapshot is not None:
             raise BadUsage(detail="a stored copy in a directory has no snapshots")
         return _validate_directory(target, mode or FULL, as_json)
+    from mirrorkeep.cli.trust import Trust
+
     client = open_client(target, token_file, ca)
     ticket = client.post_json(
         f"volumes/{client.volume}/validations", {"snapshot": snapshot, "mode": mode or FULL}
@@ -66,7 +76,9 @@ def validate(
     if not wait:
         _show_verdict({**ticket, "state": "pending", "verdict": "pending"}, as_json)
         return 0
-    answer = _wait(client, ticket)
+    trust = Trust(client, _state_folder(state, target))
+    answer = _wait(client, ticket, trust.head)
+    trust.check(answer, ticket["snapshot"])
     if answer["findings"]:
         for row in _fetch_findings(client, ticket):
             _show_finding(row, as_json)
@@ -74,13 +86,20 @@ def validate(
     return _status(answer)
 
 
-def _wait(client: StoreClient, ticket: dict[str, Any]) -> dict[str, Any]:
+def _state_folder(state: str | None, target: str) -> str:
+    """Return where is kept what is known of a target that has no source here."""
+    from mirrorkeep.sync.state import StateReader, default_state_folder
+
+    return StateReader(state or default_state_folder(), "", target.rstrip("/")).folder
+
+
+def _wait(client: StoreClient, ticket: dict[str, Any], since: str) -> dict[str, Any]:
     """Return the verdict once there is one, showing the progress meanwhile."""
     reporter = ConsoleReporter(as_json=False)
     reporter.phase("validating")
     wait_s = 1 if sys.stderr.isatty() else _WAIT_S
     while True:
-        answer = read_verdict(client, ticket["snapshot"], ticket["validation"], wait_s=wait_s)
+        answer = read_verdict(client, ticket["snapshot"], ticket["validation"], wait_s=wait_s, since=since)
         if answer["state"] == "done":
             reporter.clear()
             return answer

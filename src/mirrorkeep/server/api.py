@@ -207,10 +207,14 @@ def request_validation(call: Call, volume: str) -> Response:
 
 
 def read_verdict(call: Call, volume: str, snapshot: str) -> Response:
-    """The verdict of a snapshot; with ``wait`` the answer waits until it is done."""
+    """The verdict of a snapshot; with ``wait`` the answer waits until it is done.
+
+    With ``since`` it carries the links of the chain back to the verdict of that digest.
+    """
     part = _readable_part(call, volume)
     waited_for = "wait" in call.request.query
-    verdict = validation.read_verdict(part, snapshot, _validation(call), waited_for=waited_for)
+    since = call.request.query.get("since", b"").decode("latin-1")
+    verdict = validation.read_verdict(part, snapshot, _validation(call), waited_for=waited_for, since=since)
     response = json_response(verdict)
     response.waiting = verdict.get("state") != "done"
     return response

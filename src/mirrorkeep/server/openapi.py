@@ -61,6 +61,11 @@ _PROBLEM: Final[Schema] = {
 _COMMON: Final[tuple[int, ...]] = (400, 401, 403, 404, 408, 409, 413, 500, 507)
 _PART: Final = _query("part", _TEXT, "path of the part inside the volume, empty for the whole volume")
 _VALIDATION: Final = _query("validation", _TEXT, "id of one validation; default: the newest")
+_SINCE: Final = _query(
+    "since",
+    _TEXT,
+    "digest of a verdict of the part; `links` then carries the chain from the newest one to it",
+)
 _WAIT: Final = _query(
     "wait", {"type": "number", "minimum": 0, "maximum": 60}, "seconds to wait for a final verdict"
 )
@@ -208,6 +213,7 @@ _PATHS: Final[dict[str, dict[str, Schema]]] = {
             _PART,
             _VALIDATION,
             _WAIT,
+            _SINCE,
         )
     },
     "/volumes/{volume}/findings/{snapshot}": {

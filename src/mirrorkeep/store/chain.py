@@ -14,7 +14,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from mirrorkeep.store.records import read_record, write_record
 from mirrorkeep.store.verdict import (
@@ -27,6 +27,9 @@ from mirrorkeep.store.verdict import (
     sign_verdict,
 )
 from mirrorkeep.tree.durability import flush_directory
+
+MAX_LINKS: Final = 5000
+"""So many verdicts one answer carries at most; a client that was away for longer has to begin anew."""
 
 
 class Chain:
@@ -43,6 +46,39 @@ class Chain:
     def newest(self, sequence: int) -> Verdict | None:
         """Return the verdict that counts for a snapshot; None while there is none."""
         return read_record(f"{self.directory}/{sequence}.json")
+
+    def links(self, *digests: str) -> list[Verdict]:
+        """Return the newest verdicts, oldest first, as far as needed to lead through those of ``digests``.
+
+        The whole chain where one of them is not on it, up to ``MAX_LINKS``.  Usually the head will do.
+        """
+        head = read_record(f"{self.directory}/head.json")
+        if head is None:
+            return []
+        wanted = set(digests) - {head["digest"]}
+        found = [head["verdict"]]
+        earlier: Iterator[Verdict] | None = None
+        known: dict[str, Verdict] = {}
+        while wanted and len(found) < MAX_LINKS:
+            previous = found[-1]["previous"]
+            wanted.discard(previous)
+            if not wanted or previous == FIRST:
+                break
+            earlier = earlier or self._newest_first()
+            while previous not in known and (one := next(earlier, None)) is not None:
+                known[digest_of(one)] = one
+            if previous not in known:
+                break
+            found.append(known.pop(previous))
+        return found[::-1]
+
+    def _newest_first(self) -> Iterator[Verdict]:
+        """Yield the verdicts by the times of their files, which are in the chain's order unless copied."""
+        with os.scandir(self.directory) as entries:
+            files = [(entry.stat().st_mtime_ns, entry.path) for entry in entries if "-" in entry.name]
+        for _, path in sorted(files, reverse=True):
+            if path.endswith(".json") and (one := read_record(path)) is not None:
+                yield one
 
     def of(self, sequence: int, validation: str) -> Verdict | None:
         """Return the verdict of one validation; None while there is none."""

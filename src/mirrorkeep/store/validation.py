@@ -78,12 +78,13 @@ def request_validation(
 
 
 def read_verdict(
-    part: Part, snapshot: str, validation: str | None = None, *, waited_for: bool = False
+    part: Part, snapshot: str, validation: str | None = None, *, waited_for: bool = False, since: str = ""
 ) -> dict[str, Any]:
     """Return the verdict of a snapshot, or of one validation of it, with its ``state``.
 
     ``waited_for``: somebody waits.  Then it is no validation that nobody asked for: it goes before those that
-    are, and keeps no hours.
+    are, and keeps no hours.  With ``since``, the digest of a verdict of the part, ``links`` is what leads from
+    the newest one through that and the one asked for, so that a client can see that the chain is whole.
 
     ``done``: the signed verdict's own fields; ``pending`` and ``running``: ``verdict`` is ``pending``,
     and ``progress`` says how far it is.  Raises NotFound for a validation that nobody asked for.
@@ -92,12 +93,12 @@ def read_verdict(
     chain = Chain(part.folder)
     made = chain.of(info.sequence, validation) if validation else chain.newest(info.sequence)
     if made is not None:
-        return {**made, "state": "done", "progress": None}
+        return _answer(chain, made, since)
     if validation and not part.volume.store.queue.holds(validation):
         made = chain.of(info.sequence, validation)  # it may have ended just now
         if made is None:
             raise NotFound(what=f"validation {validation} of snapshot {info.name}")
-        return {**made, "state": "done", "progress": None}
+        return _answer(chain, made, since)
     progress = _progress(part, info.name, validation)
     if waited_for and not validation and not progress:
         part.volume.store.queue.promote(_after_run_id(part, info), {"background": False})
@@ -110,6 +111,11 @@ def read_verdict(
         "sequence": info.sequence,
         "progress": progress,
     }
+
+
+def _answer(chain: Chain, made: verdict.Verdict, since: str) -> dict[str, Any]:
+    answer = {**made, "state": "done", "progress": None}
+    return {**answer, "links": chain.links(since, verdict.digest_of(made))} if since else answer
 
 
 def describe_snapshot(part: Part, info: SnapshotInfo) -> dict[str, Any]:

@@ -34,7 +34,7 @@ FAILED: Final = "failed"
 FIRST: Final = "0" * 64
 """What the first verdict of a part names as the one before it."""
 
-ENVELOPE: Final = frozenset({"state", "progress"})
+ENVELOPE: Final = frozenset({"state", "progress", "links"})
 """Keys that an answer of the store adds around a verdict; neither signed nor part of its digest."""
 
 Verdict = dict[str, Any]

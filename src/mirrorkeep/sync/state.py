@@ -8,6 +8,7 @@
       state.json          which manifest that is
       run.json            the open run: its id and what its last commit covers
       work/               files of the open run; ``intents`` names what it may have changed on the store
+      trust.json          the keys that sign the store's verdicts, and the newest one seen (``cli.trust``)
       signatures/         block signatures of large files (``delta/cache``)
 
 Everything is replaced by rename.  ``run.json`` is written after the store confirmed a commit, so what

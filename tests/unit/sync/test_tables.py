@@ -125,6 +125,6 @@ def test_a_verdict_is_waited_for() -> None:
             return {"state": state, "verdict": "repaired" if state == "done" else None}
 
     client = Client()
-    assert wait_for_verdict(client, "auto 1", "v7") == "repaired"  # type: ignore[arg-type]
+    assert wait_for_verdict(client, "auto 1", "v7", since="d")["verdict"] == "repaired"  # type: ignore[arg-type]
     assert [path for path, _ in client.asked] == ["volumes/vol/verdicts/auto%201"] * 3
-    assert all(query == {"validation": "v7", "wait": 20} for _, query in client.asked)
+    assert all(query == {"validation": "v7", "wait": 20, "since": "d"} for _, query in client.asked)
