@@ -83,8 +83,8 @@ def read_verdict(
     """Return the verdict of a snapshot, or of one validation of it, with its ``state``.
 
     ``waited_for``: somebody waits.  Then it is no validation that nobody asked for: it goes before those that
-    are, and keeps no hours.  With ``since``, the digest of a verdict of the part, ``links`` is what leads from
-    the newest one through that and the one asked for, so that a client can see that the chain is whole.
+    are, and keeps no hours.  With ``since``, the digest of a verdict of the part, ``links`` is what leads
+    from the newest one through that and the one asked for, so that a client sees that the chain is whole.
 
     ``done``: the signed verdict's own fields; ``pending`` and ``running``: ``verdict`` is ``pending``,
     and ``progress`` says how far it is.  Raises NotFound for a validation that nobody asked for.
