@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _NUMBER: Final = struct.Struct(">Q")
 _SOURCE, _TARGET = b"\0", b"\1"
+_GONE, _TAKEN = b"-", b"+"
+"""What became of the name that a file may have been renamed from: it is gone, or another file has it."""
 STAMPS_AT_ONCE: Final = 256
 """Directories that one worker stamps while others stamp theirs."""
 FEW_DELETIONS: Final = 20
@@ -57,6 +59,7 @@ class LatePhases:
         self._source_count = 0
         self._stamp_count = 0
         self._moved = 0
+        """Removals that are renames: only these take nothing away from the mirror."""
         self.removed = 0
         self._settled_count = self._late_count = 0
 
@@ -79,15 +82,18 @@ class LatePhases:
         kind = parse_record(line, check=False).kind
         (self._others if kind in (keys.DIRECTORY, keys.UNKNOWN) else self._files).append(line)
         if kind == keys.FILE:
-            self.replaced(line)
+            self._may_have_moved(line, _GONE)
 
     def replaced(self, line: bytes) -> None:
-        """The file of this record is no longer at its path: it may have been renamed."""
+        """Another file is at the path of this record's file, which may have been renamed."""
+        self._may_have_moved(line, _TAKEN)
+
+    def _may_have_moved(self, line: bytes, name: bytes) -> None:
         record = parse_record(line, check=False)
         inode = record.fields.get(keys.INODE, b"")
         if inode.isdigit() and record.size > 0 and record.hash:
             self._source_count += 1
-            self._sources.add(_NUMBER.pack(int(inode)) + _SOURCE + line)
+            self._sources.add(_NUMBER.pack(int(inode)) + _SOURCE + name + line)
 
     def stamp(self, item: Item, *, may_be_missing: bool) -> None:
         """A directory's metadata are to be set at the end."""
@@ -163,18 +169,19 @@ class LatePhases:
             if facts.size_bytes > 0 and facts.links == 1 and not late.item.link_to:
                 row = _NUMBER.pack(facts.inode) + _TARGET + _NUMBER.pack(number)
                 self._sources.add(row + late.item.blob)
-        source = b""
+        source = name = b""
         for row in self._sources:
             inode, tag, rest = row[:8], row[8:9], row[9:]
             if tag == _SOURCE:
-                source = inode + rest
+                source, name = inode + rest[1:], rest[:1]
             elif source[:8] == inode and _same_content(source[8:], rest[8:]):
                 matches.add(rest[:8] + source[8:])
+                self._moved += name == _GONE
+                name = b""  # what is gone counts once, however many it is taken for
 
     def _hold(self, matches: SpilledSort) -> None:
         queue = FrameQueue(self._dispatch, lambda frame, failure: None)
         for row in matches:
-            self._moved += 1
             queue.add(Frame(Op.HOLD, row[8:], self._key(_NUMBER.unpack(row[:8])[0])))
         queue.finish()
 
