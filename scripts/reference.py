@@ -50,7 +50,7 @@ messages for people go to stderr. The names, arguments, exit statuses and JSON k
 | 3 | done, but some entries could not be read or written; each is named |
 | 4 | validation found differences (`sync --wait` too, unless the verdict is verified or repaired) |
 | 5 | not authorised |
-| 6 | stopped by the deletion guard |
+| 6 | stopped by the deletion guard, or because the source is not mounted |
 | 130 | interrupted |
 
 `TARGET` is `https://HOST:PORT/volumes/NAME[/PATH]` or a directory. The token comes from `MIRRORKEEP_TOKEN` or

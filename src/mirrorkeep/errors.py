@@ -330,6 +330,17 @@ class SourceUnreadable(MirrorkeepError):
     exit_status = 3
 
 
+class SourceUnmounted(MirrorkeepError):
+    """A file system of the source is not mounted as last time; the mirror keeps what it has of it."""
+
+    code = "source_unmounted"
+    template = (
+        "{path}: another file system was mounted here last time and is not now; the mirror keeps what it has"
+        " of it. Mount it, or if it is gone for good run once with --allow-deletes"
+    )
+    exit_status = 6
+
+
 class SourceChanged(MirrorkeepError):
     """A file kept changing while it was read; the mirror keeps its last good state of it."""
 

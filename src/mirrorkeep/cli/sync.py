@@ -40,7 +40,11 @@ if TYPE_CHECKING:
 @click.option("--no-snapshot", is_flag=True, help="Close the run without freezing a snapshot.")
 @click.option("--wait", is_flag=True, help="Wait for the verdict; exit 4 unless it is verified or repaired.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--allow-deletes", is_flag=True, help="Let this run delete more than the guard allows.")
+@click.option(
+    "--allow-deletes",
+    is_flag=True,
+    help="Let this run delete more than the guard allows, and what is no longer mounted.",
+)
 @click.option("--one-file-system", is_flag=True, help="Do not descend into other file systems.")
 @click.option(
     "--exclude", multiple=True, metavar="PATTERN", help="Leave out what matches (gitignore syntax)."

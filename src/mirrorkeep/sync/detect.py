@@ -18,7 +18,7 @@ from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.record import Record, format_record
 from mirrorkeep.sync.index import Head, OldSide
 from mirrorkeep.sync.journal import Stretch
-from mirrorkeep.tree.walk import Directory, Event, Siblings, Unreadable
+from mirrorkeep.tree.walk import Directory, Event, Siblings, Unmounted, Unreadable
 
 LOOK_AGAIN: Final = b"look_again"
 """Field of a patch record: the mirror may not be as the record says, which looking and stamping will show."""
@@ -47,6 +47,9 @@ class Sink(Protocol):
 
     def unreadable(self, path: bytes, detail: str) -> None:
         """An entry that cannot be looked at; its records stay."""
+
+    def unmounted(self, path: bytes, detail: str) -> None:
+        """A directory whose file system is not mounted; its records stay, its own too."""
 
 
 class Detector:
@@ -81,6 +84,8 @@ class Detector:
             elif isinstance(event, Directory):
                 self.entries += 1
                 self._directory(event)
+            elif isinstance(event, Unmounted):
+                self._unmounted(event)
             else:
                 self._unreadable(event)
         while (head := self._old.head()) is not None:
@@ -199,6 +204,21 @@ class Detector:
 
     def _unreadable(self, event: Unreadable) -> None:
         self._sink.unreadable(event.path, event.detail)
+        self._keep_inside(event)
+
+    def _unmounted(self, event: Unmounted) -> None:
+        self._sink.unmounted(event.path, event.detail)
+        self._keep_inside(event)
+        key = order_key(event.path)
+        self.entries += 1
+        if self._next_patch is not None and self._next_patch[0] == key:
+            self._advance_patch()
+        if (head := self._old.head()) is not None and head.key == key:
+            self._old.advance()
+            self.unchanged_entries += 1
+
+    def _keep_inside(self, event: Unreadable | Unmounted) -> None:
+        """Keep the records of what is inside a directory, and settle everything else before it."""
         inside = event.path + b"/" if event.path else b""
         old = self._old
         key = order_key(event.path)

@@ -21,11 +21,12 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import IO, Any, Final
 
-from mirrorkeep.errors import ForeignManifest, MirrorkeepError, NoSpace
+from mirrorkeep.errors import ForeignManifest, MirrorkeepError, NoSpace, SourceUnmounted
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import inode_of, kind_of
 from mirrorkeep.sync.detect import Detector
@@ -41,7 +42,7 @@ from mirrorkeep.sync.progress import Reporter
 from mirrorkeep.sync.session import Closed, RunSession
 from mirrorkeep.sync.state import OpenRun, State, boot_id
 from mirrorkeep.sync.workers import Handler
-from mirrorkeep.tree.walk import STAT, walk
+from mirrorkeep.tree.walk import STAT, Event, walk
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 
 MAX_REMEMBERED_FAILURES: Final = 100
@@ -87,6 +88,7 @@ class MirrorRun:
         self.reporter = reporter
         self.result = RunResult()
         self._input = Input(session, state, options.digest)
+        self._mounts = options.mounts(self.source, state.mounts())
         self._dispatch: Dispatcher
         self._journal: Journal
         self._late: LatePhases
@@ -112,9 +114,7 @@ class MirrorRun:
             self._detector = Detector(old, self, patch)
             self.reporter.phase("walk")
             try:
-                self._detector.run(
-                    walk(self.source, keep=self.options.keep, one_file_system=self.options.one_file_system)
-                )
+                self._detector.run(self._walk())
                 self.result.entries = self._detector.entries
                 self.result.unchanged = self._detector.unchanged_entries
                 self._finish(old, started)
@@ -127,6 +127,12 @@ class MirrorRun:
         result.status = "partial" if result.failed else "complete"
         result.seconds = time.monotonic() - started
         return result
+
+    def _walk(self) -> Iterator[Event]:
+        options = self.options
+        return walk(
+            self.source, keep=options.keep, one_file_system=options.one_file_system, mounts=self._mounts
+        )
 
     def progress(self) -> RunResult:
         """Return what stays of a run that was cut off: the counts of what is committed, and the bytes."""
@@ -262,6 +268,10 @@ class MirrorRun:
         """Report an entry that could not be looked at."""
         self.fail(path, "source_unreadable", detail)
 
+    def unmounted(self, path: bytes, detail: str) -> None:
+        """Report a file system that is not mounted."""
+        self.fail(path, SourceUnmounted.code, detail)
+
     def fail(self, path: bytes, code: str, detail: str) -> None:
         """Report an entry that was not brought over."""
         self.result.failed += 1
@@ -378,6 +388,7 @@ class MirrorRun:
         """Ask for a commit of everything that has come back so far, beside the transfers."""
         if self._committing:
             return
+        self.state.note_mounts(self._mounts.all())  # before the target is known to hold files of them
         self._journal.drain()
         mark = self._journal.mark()
         late_bytes = self._late.mark()
@@ -404,6 +415,7 @@ class MirrorRun:
 
     def _finish(self, old: OldSide, started: float) -> None:
         journal, dispatch, late = self._journal, self._dispatch, self._late
+        self.state.note_mounts(self._mounts.all())
         if self._detector.nothing_differs and not late.pending:
             self._close_same()
             return
@@ -470,6 +482,7 @@ class MirrorRun:
             return self._hand_over("full", None, digest, manifest, manifest)
 
     def _note_closed(self, closed: Closed) -> None:
+        self.state.note_mounts(self._mounts.remaining())
         self.result.snapshot = closed.snapshot
         self.result.sequence = closed.sequence
         self.result.verdict = "pending" if closed.snapshot else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mirrorkeep.tree.mounts import Mounts
 from mirrorkeep.tree.walk import Keep
 
 
@@ -25,6 +27,14 @@ class RunOptions:
     compress: Literal["auto", "always", "never"] = "auto"
     commit_interval_s: float = 20.0
     max_entries_in_core: int = 16_384
+
+    def mounts(self, source: bytes, before: Iterable[bytes]) -> Mounts:
+        """Return what a walk of ``source`` is to know of the mount points of last time.
+
+        With ``one_file_system`` nothing mounted below the source is taken; the source may be a mount itself.
+        """
+        known = (path for path in before if not (path and self.one_file_system))
+        return Mounts(source, known, may_be_gone=self.allow_deletes)
 
 
 @dataclass(slots=True)

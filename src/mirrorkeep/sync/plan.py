@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from mirrorkeep.errors import MalformedManifest, MirrorkeepError, NotFound
+from mirrorkeep.errors import MalformedManifest, MirrorkeepError, NotFound, SourceUnmounted
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.reader import ManifestReader
@@ -71,7 +71,9 @@ class Plan:
             stack.callback(old.close)
             detector = Detector(old, self)
             keep, one = self._options.keep, self._options.one_file_system
-            detector.run(walk(os.fsencode(self._source), keep=keep, one_file_system=one))
+            source = os.fsencode(self._source)
+            mounts = self._options.mounts(source, self._state.mounts())
+            detector.run(walk(source, keep=keep, one_file_system=one, mounts=mounts))
             self.result.entries = detector.entries
         result = self.result
         result.unchanged = result.entries - result.new - result.changed
@@ -152,6 +154,11 @@ class Plan:
         """Tell of an entry that could not be looked at."""
         self.result.failed += 1
         self._reporter.failure(path, "source_unreadable", detail)
+
+    def unmounted(self, path: bytes, detail: str) -> None:
+        """Tell of a file system that is not mounted."""
+        self.result.failed += 1
+        self._reporter.failure(path, SourceUnmounted.code, detail)
 
     def _differs(self, path: bytes, blob: bytes, line: bytes) -> bool:
         """Compare metadata, and the content of a file whose times may have been too young to tell."""

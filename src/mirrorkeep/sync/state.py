@@ -6,6 +6,7 @@
       lock                held by the running process
       manifest, index     the last closed run
       state.json          which manifest that is
+      mounts.json         where other file systems were mounted in the source, if any were
       run.json            the open run: its id and what its last commit covers
       work/               files of the open run; ``intents`` names what it may have changed on the store
       trust.json          the keys that sign the store's verdicts, and the newest one seen (``cli.trust``)
@@ -102,6 +103,10 @@ class StateReader:
             return digest
         return None
 
+    def mounts(self) -> frozenset[bytes]:
+        """Return the mount points of the source that the target may hold files of."""
+        return frozenset(os.fsencode(path) for path in (self._read("mounts.json") or {}).get("mounts", ()))
+
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             with open(os.path.join(self.folder, name), "rb") as stream:
@@ -159,6 +164,11 @@ class State(StateReader):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, "state.json"))
         self.forget_run()
+
+    def note_mounts(self, paths: set[bytes]) -> None:
+        """Remember mount points of the source; nothing is written when they are known."""
+        if paths != self.mounts():
+            self._write("mounts.json", {"mounts": sorted(os.fsdecode(path) for path in paths)})
 
     # --- the open run ----------------------------------------------------------------------------
 

@@ -19,12 +19,15 @@ import stat
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+from mirrorkeep.errors import SourceUnmounted
 from mirrorkeep.manifest.spill import SpilledSort
 from mirrorkeep.tree.descent import Descent
+from mirrorkeep.tree.mounts import Mounts
 
 STAT: Final = struct.Struct("<IIIIqqqQQ")
 """mode, uid, gid, nlink, size, mtime (ns), inode change time (ns), inode, place.
@@ -82,7 +85,14 @@ class Unreadable(NamedTuple):
     detail: str
 
 
-Event = Siblings | Directory | Unreadable
+class Unmounted(NamedTuple):
+    """A directory whose file system is not mounted; it is not walked, and what is known of it stays."""
+
+    path: bytes
+    detail: str
+
+
+Event = Siblings | Directory | Unreadable | Unmounted
 
 
 def blob_stat(blob: bytes) -> Stat:
@@ -132,22 +142,33 @@ class _Level:
     names: Iterator[tuple[bytes, os.stat_result]]
 
 
-def walk(root: str | bytes, *, keep: Keep | None = None, one_file_system: bool = False) -> Iterator[Event]:
+def walk(
+    root: str | bytes,
+    *,
+    keep: Keep | None = None,
+    one_file_system: bool = False,
+    mounts: Mounts | None = None,
+) -> Iterator[Event]:
     """Walk the tree at ``root``; the root itself comes last, with the empty path.
 
-    Raises OSError when the root cannot be opened.  Every other trouble is an :class:`Unreadable`.
+    ``mounts`` says what was mounted last time, and is told what is.  Raises OSError when the root cannot be
+    opened, SourceUnmounted when it is not mounted.  Every other trouble is an event.
     """
     root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with Descent(root_fd) as descent:
         status = os.fstat(root_fd)
+        if mounts is None:
+            mounts = Mounts()
+        elif mounts.is_missing(b"", status.st_dev, _device_above(root_fd, status.st_dev)):
+            raise SourceUnmounted(path=root)
         blob = pack_stat(status, b"") + b"\0"
         stack = [_Level(b"", root_fd, blob, status.st_dev, *_listing(root_fd))]
         while stack:
-            yield from _advance(stack, descent, keep, one_file_system)
+            yield from _advance(stack, descent, keep, one_file_system, mounts)
 
 
 def _advance(
-    stack: list[_Level], descent: Descent, keep: Keep | None, one_file_system: bool
+    stack: list[_Level], descent: Descent, keep: Keep | None, one_file_system: bool, mounts: Mounts
 ) -> Iterator[Event]:
     """Go on in the innermost directory until it ends or a child directory opens."""
     level, path, fd = stack[-1], stack[-1].path, descent.fd
@@ -182,7 +203,7 @@ def _advance(
                 if names:
                     yield Siblings(path, names, blobs)
                     names, blobs = [], []
-                yield from _enter(stack, descent, name, blob, st, one_file_system)
+                yield from _enter(stack, descent, name, blob, st, one_file_system, mounts)
                 if stack[-1] is not level:
                     return
                 continue
@@ -215,6 +236,7 @@ def _enter(
     blob: bytes,
     status: os.stat_result,
     one_file_system: bool,
+    mounts: Mounts,
 ) -> Iterator[Event]:
     """Open a child directory as the new innermost level, or report it."""
     parent = stack[-1]
@@ -223,9 +245,13 @@ def _enter(
         yield Directory(path, blob)  # the mount point stays as an empty directory
         return
     try:
-        fd = descent.enter(name)
+        parent_fd = descent.fd
+        fd, device, missing = descent.enter(name), status.st_dev, False
         try:
-            listing = _listing(fd)
+            if device != parent.device or path in mounts.before:
+                device = os.fstat(fd).st_dev
+                missing = _is_missing(path, device, parent, parent_fd, mounts)
+            listing = _listing(fd) if not missing else (iter(()), iter(()))
         except BaseException:
             descent.leave()
             raise
@@ -235,7 +261,28 @@ def _enter(
         yield Unreadable(path, error.strerror or str(error))
         yield Directory(path, blob)
         return
-    stack.append(_Level(path, fd, blob, status.st_dev, *listing))
+    if missing:
+        with suppress(OSError):  # then there is no descriptor of the directory that is gone on in next
+            descent.leave()
+        yield Unmounted(path, str(SourceUnmounted(path=path)))
+        return
+    stack.append(_Level(path, fd, blob, device, *listing))
+
+
+def _device_above(root_fd: int, unknown: int) -> int:
+    try:
+        return os.stat("..", dir_fd=root_fd).st_dev
+    except OSError:
+        return unknown
+
+
+def _is_missing(path: bytes, device: int, parent: _Level, parent_fd: int, mounts: Mounts) -> bool:
+    """Return whether a mount is missing, by the devices of directories that are open."""
+    above = os.fstat(parent_fd).st_dev
+    if above != parent.device:  # its own file system was mounted when it was opened
+        parent.device = above
+        mounts.found.add(parent.path)
+    return mounts.is_missing(path, device, above)
 
 
 def _listing(fd: int) -> tuple[_Names, Iterator[tuple[bytes, os.stat_result]]]:

@@ -21,7 +21,7 @@ from mirrorkeep.sync.index import Head, IndexWriter, OldSide, empty_old_side, op
 from mirrorkeep.sync.journal import Stretch
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure
-from mirrorkeep.tree.walk import Directory, Event, Siblings, Unreadable, walk
+from mirrorkeep.tree.walk import Directory, Event, Siblings, Unmounted, Unreadable, walk
 
 
 @dataclass
@@ -49,6 +49,9 @@ class Seen:
 
     def unreadable(self, path: bytes, detail: str) -> None:
         self._note("unreadable", path, False)
+
+    def unmounted(self, path: bytes, detail: str) -> None:
+        self._note("unmounted", path, False)
 
     def _note(self, action: str, path: bytes, forced: bool) -> None:
         self.actions.append((action, path))
@@ -270,6 +273,24 @@ def test_an_unreadable_directory_does_not_keep_what_lay_beside_it(tree: Tree) ->
     (tree.root / "empty").rmdir()
     events = [one for event in tree.events() for one in lose_access(event, b"many")]
     assert tree.detect(events=events).of("removed") == [b"empty"]
+
+
+def lose_mount(event: Event, path: bytes) -> list[Event]:
+    """Return what a walk says of a mount point that lost its mount, and nothing of what is inside."""
+    if isinstance(event, Directory) and event.path == path:
+        return [Unmounted(path, "not mounted")]
+    return lose_access(event, path)
+
+
+@pytest.mark.parametrize("folder", [b"deep", b"deep/er", b"many"])
+def test_a_directory_that_is_not_mounted_keeps_its_records_and_its_own(tree: Tree, folder: bytes) -> None:
+    events = [one for event in tree.events() for one in lose_mount(event, folder)]
+    seen = tree.detect(events=events)
+    assert seen.actions == [("unmounted", folder)]
+    assert seen.nothing_differs  # type: ignore[attr-defined]
+    patch = [unknown(folder), unknown(folder + b"/stray"), unknown(b"zero")]
+    seen = tree.detect(patch, events)
+    assert seen.actions == [("unmounted", folder), ("changed", b"zero"), ("changed", b"")]
 
 
 def test_a_patch_forces_what_did_not_change(tree: Tree) -> None:
