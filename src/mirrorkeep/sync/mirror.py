@@ -251,6 +251,7 @@ class MirrorRun:
             self._send(item)
         elif (
             (kind == keys.FILE and self.leaders.is_further(item))
+            or forced  # what a run that was cut off has left in its way goes first
             or not self._first_run
             or self._late.repeats.should_wait(item)
         ):

@@ -169,3 +169,20 @@ def test_what_a_run_did_and_the_source_took_back_is_done_again(
         [],
     )
     loop.check_unchanged()
+
+
+@pytest.mark.parametrize("committed", ["all", "nothing", "before"])
+@pytest.mark.parametrize("change", [become_folder, become_file, swap], ids=lambda one: one.__name__)
+def test_a_first_run_that_was_cut_off_stands_in_nobodys_way(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Loop], Callable[[], object]],
+    committed: str,
+) -> None:
+    shutil.rmtree(loop.folder / "state")
+    shutil.rmtree(loop.copy)
+    cut_before_the_close(loop, monkeypatch, committed)
+    change(loop)
+    assert loop.sync().failures == []
+    assert differences(loop, loop.copy) == []
+    loop.check_unchanged()
