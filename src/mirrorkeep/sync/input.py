@@ -169,6 +169,8 @@ class Input:
     # --- the patch -------------------------------------------------------------------------------
 
     def _patch(self, paths: list[str]) -> Iterator[Record]:
+        if os.path.exists(self._state.not_done_path):
+            paths = [*paths, self._state.not_done_path]
         if self.info.patch:
             path = os.path.join(self._state.folder, "patch")
             if self._session.fetch_patch(path):

@@ -11,6 +11,7 @@ used again; every operation may be repeated on the store.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from mirrorkeep.errors import AlreadyExists, DeletionGuard, MalformedManifest
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList, SpilledSort
-from mirrorkeep.manifest.writer import ManifestSummary
+from mirrorkeep.manifest.writer import ManifestSummary, ManifestWriter
 from mirrorkeep.sync.contents import Repeats
 from mirrorkeep.sync.dispatch import Dispatcher, FrameQueue
 from mirrorkeep.sync.journal import Item, Journal, Late, assemble
@@ -35,6 +37,7 @@ _NUMBER: Final = struct.Struct(">Q")
 _SOURCE, _TARGET = b"\0", b"\1"
 _GONE, _TAKEN = b"-", b"+"
 """What became of the name that a file may have been renamed from: it is gone, or another file has it."""
+_AFTER_KEY: Final = b"\0\0\0"
 STAMPS_AT_ONCE: Final = 256
 """Directories that one worker stamps while others stamp theirs."""
 FEW_DELETIONS: Final = 20
@@ -58,6 +61,7 @@ class LatePhases:
         self._removals = 0
         self._source_count = 0
         self._stamp_count = 0
+        self._not_done: SpilledSort | None = None
         self._moved = 0
         """Removals that are renames: only these take nothing away from the mirror."""
         self.removed = 0
@@ -134,6 +138,21 @@ class LatePhases:
         whole, summary = assemble(stem, journal, self._settled(journal), header, digest)
         return whole.text_path, whole.blob_path, summary
 
+    def write_not_done(self, target: str) -> bool:
+        """Write what could not be deleted or stamped, as a patch; returns whether there is anything.
+
+        Nothing else tells of it: the new manifest says what the mirror should hold.
+        """
+        if self._not_done is None:
+            return False
+        with open(target, "wb") as stream:
+            writer = ManifestWriter(stream, {})
+            paths = (row[row.rindex(_AFTER_KEY) + len(_AFTER_KEY) :] for row in self._not_done)
+            for path, _ in itertools.groupby(paths):
+                writer.add(format_record(path, {keys.TYPE: keys.UNKNOWN}))
+            writer.finish()
+        return True
+
     def mark(self) -> int:
         """Flush and return how many bytes of late records there are (for a commit)."""
         self._records.flush()
@@ -147,6 +166,8 @@ class LatePhases:
         """Close and remove what was spilled."""
         for spilled in (self._files, self._others, self._stamps, self._sources, self._outcomes):
             spilled.close()
+        if self._not_done is not None:
+            self._not_done.close()
         self._records.close()
         self.repeats.close()
 
@@ -211,8 +232,11 @@ class LatePhases:
         raise DeletionGuard(removed=going, total=old_entries, limit=limit)
 
     def _refused(self, frame: Frame, failure: Failure) -> None:
-        path = failure.path or parse_record(frame.line, check=False).path
-        self._run.fail(path, failure.code, failure.detail)
+        path = parse_record(frame.line, check=False).path
+        self._run.fail(failure.path or path, failure.code, failure.detail)
+        if self._not_done is None:
+            self._not_done = SpilledSort(_folder(self._work, "not done"))
+        self._not_done.add(order_key(path) + _AFTER_KEY + path)
 
     def _refused_file(self, frame: Frame, failure: Failure) -> None:
         """Where a run that was cut off has put a folder already, the file is gone and the folder may stay."""

@@ -433,12 +433,16 @@ class MirrorRun:
         self.commit()
         manifest, blobs, summary = late.assemble(journal, walk_summary, header, digest)
         self.result.removed = late.removed
+        not_done = os.path.join(self.state.work, "not_done")
+        all_done = not late.write_not_done(not_done)
+        if not all_done:
+            self.state.note_not_done(not_done)
         index = os.path.join(self.state.work, "index")
         seal_index(blobs, index, summary.digest, summary.entries)
         self.state.flush_early(manifest)
         closed = self._close(manifest, summary.digest, summary.size_bytes)
         self.state.keep(manifest, index, summary.digest)
-        self._note_closed(closed)
+        self._note_closed(closed, all_done=all_done)
 
     def _close_same(self) -> None:
         digest = self._input.manifest_digest
@@ -482,7 +486,9 @@ class MirrorRun:
                 raise
             return self._hand_over("full", None, digest, manifest, manifest)
 
-    def _note_closed(self, closed: Closed) -> None:
+    def _note_closed(self, closed: Closed, *, all_done: bool = True) -> None:
+        if all_done:
+            self.state.forget_not_done()
         self.state.note_mounts(self._mounts.remaining())
         self.result.snapshot = closed.snapshot
         self.result.sequence = closed.sequence

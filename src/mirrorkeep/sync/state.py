@@ -7,6 +7,7 @@
       manifest, index     the last closed run
       state.json          which manifest that is
       mounts.json         where other file systems were mounted in the source, if any were
+      not_done            what the last run could not delete or stamp on the target, if anything: a patch
       run.json            the open run: its id and what its last commit covers
       work/               files of the open run; ``intents`` names what it may have changed on the store
       trust.json          the keys that sign the store's verdicts, and the newest one seen (``cli.trust``)
@@ -126,6 +127,7 @@ class State(StateReader):
         self._flush: _Flush | None = None
         self.signatures = os.path.join(self.folder, "signatures")
         self.work = os.path.join(self.folder, "work")
+        self.not_done_path = os.path.join(self.folder, "not_done")
 
     def close(self) -> None:
         """Give the lock back, for processes that were forked meanwhile too."""
@@ -163,12 +165,23 @@ class State(StateReader):
         """Forget the last closed run, and the open one: the store has to say what it has."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, "state.json"))
+        self.forget_not_done()  # which may be what is damaged
         self.forget_run()
 
     def note_mounts(self, paths: set[bytes]) -> None:
         """Remember mount points of the source; nothing is written when they are known."""
         if paths != self.mounts():
             self._write("mounts.json", {"mounts": sorted(os.fsdecode(path) for path in paths)})
+
+    def note_not_done(self, patch: str) -> None:
+        """Have the next runs look at what a patch names, until one has closed without such a patch."""
+        _sync_file(patch)
+        os.replace(patch, self.not_done_path)
+
+    def forget_not_done(self) -> None:
+        """All that was to be done is done."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.not_done_path)
 
     # --- the open run ----------------------------------------------------------------------------
 
