@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -85,3 +86,32 @@ def test_a_link_that_was_broken_on_the_store_is_found_and_made_again(
     assert mirrored.sync("--wait")["verdict"] == "repaired"
     assert mirrored.differences() == []
     assert mirrored.sync("--wait")["verdict"] == "verified"
+
+
+@pytest.mark.btrfs
+def test_damage_of_a_file_is_named_under_every_name_and_repaired_under_every_name(
+    make_served: Callable[..., Served], tmp_path: Path
+) -> None:
+    """The storage tells of one name of what changed, and not of the one that the other is a link to."""
+    mirrored = Mirrored(make_served(driver="btrfs"), tmp_path)
+    source, tip = mirrored.source, mirrored.tip()
+    for folder in ("0", "b"):
+        (source / folder).mkdir(parents=True)
+    for number in range(4):
+        (source / "0" / f"read first {number}").write_bytes(os.urandom(5_000_000))
+    (source / "b" / "one").write_bytes(b"one file of two names" * 100)
+    mirrored.sync("--wait")
+    (source / "a").mkdir()
+    os.link(source / "b" / "one", source / "a" / "other")
+    mirrored.sync("--wait")
+    hurt = tip / "b" / "one"
+    status = hurt.stat()
+    hurt.write_bytes(b"X" * status.st_size)
+    os.utime(hurt, ns=(status.st_atime_ns, status.st_mtime_ns))
+    found = mirrored.try_sync("--wait")
+    assert (found.status, found.last["verdict"]) == (4, "failed")
+    path = tip.parent / "parts" / "=" / "findings" / "3"
+    assert [json.loads(line)["path"] for line in path.read_text().splitlines()] == ["a/other", "b/one"]
+    assert mirrored.sync("--wait")["verdict"] == "repaired"
+    assert mirrored.differences() == []
+    mirrored.check_verdict()

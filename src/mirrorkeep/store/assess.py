@@ -197,7 +197,8 @@ class Assessment:
         if base is None:
             return change.Known(open_paths)
         if base.changed is not None:
-            changed = change.sorted_keys(base.changed, f"{self.subject.folder}/findings")
+            findings_folder = f"{self.subject.folder}/findings"
+            changed = change.sorted_keys(base.changed, manifest_path(self.subject.root), findings_folder)
         else:
             root = self.subject.root
             changed = change.changed_by_manifest(

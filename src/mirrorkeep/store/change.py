@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+from mirrorkeep.manifest.groups import other_names
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.peek import path_of
 from mirrorkeep.manifest.reader import ManifestReader
@@ -112,13 +113,20 @@ def entry_of(stored: bytes) -> bytes | None:
     return None if is_own_name(below[0]) else b"/".join([*names[:at], below[0]])
 
 
-def sorted_keys(stored_paths: Iterable[bytes], directory: str) -> Iterator[bytes]:
-    """Yield the order keys of the entries of ``stored_paths``, ascending; spills into ``directory``."""
+def sorted_keys(stored_paths: Iterable[bytes], manifest: str, directory: str) -> Iterator[bytes]:
+    """Yield the order keys of the entries of ``stored_paths``, ascending; spills into ``directory``.
+
+    A storage speaks of one name of a file, whichever: the others that ``manifest`` has come with it.
+    Raises MalformedManifest.
+    """
     with SpilledSort(directory) as rows:
         for stored in stored_paths:
             path = entry_of(stored)
             if path is not None:
                 rows.add(order_key(path))
+        lines = (line for _, line in manifest_lines(manifest))
+        for path in other_names(lines, rows, directory):
+            rows.add(order_key(path))
         yield from rows
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from mirrorkeep.errors import MalformedManifest, NotFound
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.groups import other_names
 from mirrorkeep.manifest.merge import merge_records
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.reader import ManifestReader
@@ -49,6 +50,8 @@ class Input:
         """The input is not the state's own manifest yet."""
         self.is_own = False
         """The input is the state's own manifest, or nothing where neither side has one."""
+        self._compared = ""
+        """The manifest of the old side, once that has entries."""
         self._left: OpenRun | None = None
 
     def header(self) -> dict[bytes, bytes]:
@@ -89,7 +92,7 @@ class Input:
         return self._listed(actual=info.dirty or info.manifest is None), self._patch([])
 
     def _own(self, digest: str) -> OldSide:
-        self.manifest_digest = digest
+        self.manifest_digest, self._compared = digest, self.manifest_path
         opened = open_index(self.index_path, digest)
         if opened is None:
             build_index(self.manifest_path, self.index_path, digest)
@@ -175,6 +178,10 @@ class Input:
             path = os.path.join(self._state.folder, "patch")
             if self._session.fetch_patch(path):
                 paths = [*paths, path]
+        if paths and self._compared:
+            others = os.path.join(self._state.folder, "others")
+            _write_other_names(paths, self._compared, others, self._state.folder)
+            paths = [*paths, others]
         return merge_unknown([_records(path) for path in paths]) if paths else iter(())
 
 
@@ -185,6 +192,21 @@ def merge_unknown(streams: list[Iterator[Record]]) -> Iterator[Record]:
         if record.path != previous:
             yield record
         previous = record.path
+
+
+def _write_other_names(patches: list[str], manifest: str, target: str, folder: str) -> None:
+    """Write as a patch the other names, in the manifest, of the files of which patches name one.
+
+    They share one content, and whoever found it damaged need not have read it under every name.
+    """
+    patched = merge_unknown([_records(path) for path in patches])
+    named = (order_key(record.path) for record in patched if LOOK_AGAIN not in record.fields)
+    with open(manifest, "rb") as source, open(target, "wb") as stream:
+        lines = (line for _, line in ManifestReader(source).lines())
+        writer = ManifestWriter(stream, {})
+        for path in other_names(lines, named, folder):
+            writer.add(format_record(path, {keys.TYPE: keys.UNKNOWN}))
+        writer.finish()
 
 
 def _records(path: str) -> Iterator[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorkeep.errors import BadUsage
+from mirrorkeep.manifest import keys as record_keys
 from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.record import format_record
+from mirrorkeep.manifest.writer import ManifestWriter
 from mirrorkeep.store import cycle as cycles
 from mirrorkeep.store.change import Changed, entry_of, is_renamed, sorted_keys
 from mirrorkeep.store.cycle import END, Cycle, load_cycle, save_cycle
@@ -108,9 +112,28 @@ def test_names_that_are_stored_under_others_are_recognised() -> None:
 
 def test_changed_paths_come_sorted_by_their_entries(tmp_path: Path) -> None:
     stored = [b"b", b"a/.mirrorkeep/x", b"a/x", b"a", b".mirrorkeep/.mirrorkeep.root"]
-    keys = list(dict.fromkeys(sorted_keys(stored, str(tmp_path))))
+    write_manifest(tmp_path / "manifest", {})
+    keys = list(dict.fromkeys(sorted_keys(stored, str(tmp_path / "manifest"), str(tmp_path))))
     assert keys == [order_key(path) for path in (b"a/x", b"a", b"b", b"")]
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == ["manifest"]
+
+
+def test_what_changed_is_all_names_of_a_file_of_which_the_storage_tells_one(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "manifest", {b"a/x": b"7", b"b": b"8", b"c": b"7", b"d": b"8"})
+    for stored in ([b"a/x"], [b"c"], [b"a/.mirrorkeep/x", b"c"]):
+        keys = list(dict.fromkeys(sorted_keys(stored, str(tmp_path / "manifest"), str(tmp_path))))
+        assert keys == [order_key(path) for path in (b"a/x", b"c")]
+    assert os.listdir(tmp_path) == ["manifest"]
+
+
+def write_manifest(path: Path, inodes: dict[bytes, bytes]) -> None:
+    """Write a manifest of files with two names each, in the order given."""
+    with path.open("wb") as stream:
+        writer = ManifestWriter(stream, {})
+        for name, inode in inodes.items():
+            fields = {record_keys.TYPE: record_keys.FILE, record_keys.LINKS: b"2", record_keys.INODE: inode}
+            writer.add(format_record(name, fields))
+        writer.finish()
 
 
 def test_the_byte_rate_holds_on_average_and_forgives_no_debt() -> None:
