@@ -60,6 +60,11 @@ def unsettled_blob(blob: bytes) -> bytes:
     return bytes(STAT.size) + blob[STAT.size :]
 
 
+def is_unsettled(blob: bytes) -> bool:
+    """Return whether an old blob equals no walk's, so that its entry is looked at whatever it is now."""
+    return blob.startswith(bytes(STAT.size))
+
+
 def blob_of_line(line: bytes) -> bytes:
     """Return the blob that a walk would make of an entry that is as its record says.
 

@@ -48,6 +48,8 @@ class Item:
     """What the mirror holds is not known, or known to be damaged: content is sent in any case."""
     link_to: bytes = b""
     """The leader of its hard-link group."""
+    again: bool = False
+    """Another name of a file that did not become a link at once: the next run looks at it again."""
     number: int = 0
     """Position among the late entries."""
 

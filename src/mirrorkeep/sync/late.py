@@ -26,7 +26,7 @@ from mirrorkeep.manifest.writer import ManifestSummary, ManifestWriter
 from mirrorkeep.sync.contents import Repeats
 from mirrorkeep.sync.dispatch import Dispatcher, FrameQueue
 from mirrorkeep.sync.journal import Item, Journal, Late, assemble
-from mirrorkeep.sync.orders import Outcome, Wanted
+from mirrorkeep.sync.orders import Action, Outcome, Wanted
 from mirrorkeep.tree.protocol import Failure, Frame, Op
 from mirrorkeep.tree.walk import blob_stat
 
@@ -40,6 +40,8 @@ _GONE, _TAKEN = b"-", b"+"
 _AFTER_KEY: Final = b"\0\0\0"
 STAMPS_AT_ONCE: Final = 256
 """Directories that one worker stamps while others stamp theirs."""
+LINK_ROUNDS: Final = 4
+"""In the last of these rounds further names that no leader was found for carry the content themselves."""
 FEW_DELETIONS: Final = 20
 """So many entries may always go, unless they are all there is."""
 
@@ -54,6 +56,7 @@ class LatePhases:
         self._files = SpilledList(work)
         self._others = SpilledList(work)
         self._stamps = SpilledList(work)
+        self._unlinked = SpilledList(work)
         self._sources = SpilledSort(_folder(work, "sources"))
         self._outcomes = SpilledSort(_folder(work, "outcomes"))
         self._records: BinaryIO = open(os.path.join(work, "late.records"), "wb", buffering=1 << 18)
@@ -122,6 +125,9 @@ class LatePhases:
 
     def settle(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
         """Take the outcome of a late entry."""
+        if outcome.action == Action.UNLINKED:
+            self._unlinked.append(item.pack())
+            return
         self._settled_count += 1
         self._run.settle_line(item, outcome, read_started_ns)
         self._outcomes.add(_NUMBER.pack(item.number) + item.pack())
@@ -164,7 +170,14 @@ class LatePhases:
 
     def discard(self) -> None:
         """Close and remove what was spilled."""
-        for spilled in (self._files, self._others, self._stamps, self._sources, self._outcomes):
+        for spilled in (
+            self._files,
+            self._others,
+            self._stamps,
+            self._unlinked,
+            self._sources,
+            self._outcomes,
+        ):
             spilled.close()
         if self._not_done is not None:
             self._not_done.close()
@@ -277,16 +290,31 @@ class LatePhases:
         return links
 
     def _link(self, links: SpilledList) -> None:
-        for row in links:
-            item = Item.unpack(row)
-            wanted = Wanted(item.path, item.old_line, item.forced)
-            digest = self._run.leaders.digest(item)
-            if digest:  # without one the leader was not brought over: this name carries the content itself
-                wanted.link_to, wanted.digest = item.link_to, digest
-            self._dispatch.send(item, wanted)
-            self._run.tick()
-        self._dispatch.wait()
-        links.close()
+        """Make further names links to their leaders.
+
+        Where a leader was not brought over, has changed since, or is not on the mirror, the first of the
+        others carries the content and leads the rest, in the next round.  What is not settled in the first
+        is looked at again by the next run, when the old leader may lead again.
+        """
+        leaders = self._run.leaders
+        for rounds_left in reversed(range(LINK_ROUNDS)):
+            waiting = SpilledList(self._work)
+            for row in links:
+                item = Item.unpack(row)
+                wanted = Wanted(item.path, item.old_line, item.forced)
+                item.again = rounds_left < LINK_ROUNDS - 1
+                if not rounds_left or leaders.lead(item, wanted) or leaders.take_lead(item):
+                    self._dispatch.send(item, wanted)
+                    self._run.tick()
+                else:
+                    waiting.append(row)
+            self._dispatch.wait()
+            for row in self._unlinked:
+                leaders.give_up(Item.unpack(row))
+                waiting.append(row)
+            self._unlinked.close()
+            links.close()
+            links = waiting
 
     def _settled(self, journal: Journal) -> Iterator[tuple[Late, Item]]:
         outcomes = iter(self._outcomes)

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Final
 
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.peek import digest_of
+from mirrorkeep.manifest.peek import digest_of, is_hard_link
 from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.sync.journal import Item, Journal
 from mirrorkeep.sync.links import LinkTable
+from mirrorkeep.sync.orders import Wanted, version_of
 from mirrorkeep.tree.walk import STAT
+
+_UNDER_WAY: Final = b"-"
+"""In the table instead of what is known of a leader: it is being brought over."""
+_ADOPTED: Final = b"="
+"""In the table before what is known of a leader that did not change, and was not looked at."""
 
 
 class Leaders:
@@ -47,7 +54,11 @@ class Leaders:
         return b"" if leader == item.path else leader
 
     def adopt(self, journal: Journal) -> None:
-        """Let names that did not change lead the groups whose other names are waiting."""
+        """Let names that did not change lead the groups whose other names are waiting.
+
+        Only where the source is still as their record says: of a file that changed and could not be read,
+        the journal has the old record.
+        """
         if not journal.late_count or self._table.is_empty:
             return
         for path, inode, line in journal.linked_files():
@@ -55,8 +66,11 @@ class Leaders:
                 found = os.lstat(os.path.join(self._source, path))
             except OSError:
                 continue
-            if found.st_ino == inode and b",hard_link=" not in line:
-                self._table.adopt(found.st_dev, inode, path, digest_of(line))
+            if found.st_ino != inode or is_hard_link(line) or not self._table.leader(found.st_dev, inode):
+                continue
+            version = version_of(parse_record(line.rstrip(b"\n"), check=False))
+            if version == b"%d %d %d %d" % (inode, found.st_size, found.st_mtime_ns, found.st_ctime_ns):
+                self._table.adopt(found.st_dev, inode, path, _ADOPTED + _pack(digest_of(line), version))
 
     def lose(self, line: bytes) -> None:
         """Take note of a record that goes: others, which nothing tells to be looked at, may lead to it.
@@ -84,21 +98,60 @@ class Leaders:
         return False
 
     def note(self, item: Item, line: bytes) -> None:
-        """Remember the digest of what was brought over, if the file has other names."""
-        _, _, _, links, _, _, _, inode, _ = STAT.unpack_from(item.blob)
-        if links > 1 and not item.directory:
-            self._table.note_digest(self._device(item.path), inode, digest_of(line))
+        """Remember what a leader was when it was brought over."""
+        if item.directory or STAT.unpack_from(item.blob)[3] < 2:
+            return
+        device, inode = self._place(item)
+        if self._table.leader(device, inode) == item.path:
+            version = version_of(parse_record(line, check=False))
+            self._table.note_digest(device, inode, _pack(digest_of(line), version))
 
-    def digest(self, item: Item) -> bytes:
-        """Return the digest of the content that a hard link leads to; nothing when it was not brought."""
-        return self._table.digest(self._device(item.path), STAT.unpack_from(item.blob)[7])
+    def lead(self, item: Item, wanted: Wanted) -> bool:
+        """Say of a further name what it is to be a link to; False when no name leads that it may follow.
+
+        A name that did not change has not been read.  Where the content of another is in doubt, its own is.
+        """
+        device, inode = self._place(item)
+        known = self._table.digest(device, inode)
+        in_doubt = item.forced and bool(item.old_line)
+        if known in (b"", _UNDER_WAY) or (in_doubt and known.startswith(_ADOPTED)):
+            return False
+        wanted.link_to = self._table.leader(device, inode)
+        wanted.digest, _, wanted.version = known.removeprefix(_ADOPTED).partition(b"/")
+        return True
+
+    def take_lead(self, item: Item) -> bool:
+        """Let a name lead that has to bring the content itself; False while another is about to."""
+        device, inode = self._place(item)
+        if self._table.digest(device, inode) == _UNDER_WAY:
+            return False
+        self._table.adopt(device, inode, item.path, _UNDER_WAY)
+        return True
+
+    def give_up(self, item: Item) -> None:
+        """Forget the leader of a group, which is none: another name has to bring the content."""
+        self._table.note_digest(*self._place(item), b"")
+
+    def give_up_own(self, item: Item) -> None:
+        """Forget that the entry leads, if it does: it was not brought over."""
+        if STAT.unpack_from(item.blob)[3] > 1 and not item.directory:
+            device, inode = self._place(item)
+            if self._table.leader(device, inode) == item.path:
+                self._table.note_digest(device, inode, b"")
 
     def close(self) -> None:
         """Forget everything."""
         self._table.close()
+
+    def _place(self, item: Item) -> tuple[int, int]:
+        return self._device(item.path), STAT.unpack_from(item.blob)[7]
 
     def _device(self, path: bytes) -> int:
         try:
             return os.lstat(os.path.join(self._source, path)).st_dev
         except OSError:
             return 0
+
+
+def _pack(digest: bytes, version: bytes) -> bytes:
+    return digest + b"/" + version if digest and version else b""

@@ -31,7 +31,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import inode_of, kind_of
 from mirrorkeep.sync.detect import Detector
 from mirrorkeep.sync.dispatch import Dispatcher
-from mirrorkeep.sync.index import Head, OldSide, seal_index, settled_blob, unsettled_blob
+from mirrorkeep.sync.index import Head, OldSide, is_unsettled, seal_index, settled_blob, unsettled_blob
 from mirrorkeep.sync.input import Input
 from mirrorkeep.sync.journal import Item, Journal, Stretch
 from mirrorkeep.sync.late import LatePhases
@@ -236,8 +236,8 @@ class MirrorRun:
         elif kind == keys.FILE and not forced and _inode(blob) != inode_of(head.line):
             self._late.replaced(head.line)
             self._defer(item)
-        elif kind == keys.FILE and forced and STAT.unpack_from(blob)[3] > 1:
-            self._defer(item)  # its other names may be good: then it becomes another name of them
+        elif kind == keys.FILE and STAT.unpack_from(blob)[3] > 1 and (forced or is_unsettled(head.blob)):
+            self._defer(item)  # until all its names are met: one that did not change may lead
         elif (doubted or self._open_run.room_first) and kind != keys.DIRECTORY:
             self._defer(item)  # what stands in its way, or takes its room, goes first
         else:
@@ -332,14 +332,16 @@ class MirrorRun:
 
     def settle_line(self, item: Item, outcome: Outcome, read_started_ns: int) -> None:
         """Give an item the record that follows from its outcome."""
-        if outcome.action == Action.FAILED:
-            if outcome.code != "not_found":
+        if outcome.action in (Action.FAILED, Action.VANISHED):
+            if outcome.action == Action.FAILED:
                 self.fail(item.path, outcome.code, outcome.detail)
+            self.leaders.give_up_own(item)
             item.line = item.old_line  # the mirror keeps what it had, and it is looked at again
             item.blob = unsettled_blob(item.blob)
             return
+        self.leaders.note(item, outcome.line)
         item.line = outcome.line
-        item.blob = settled_blob(item.blob, read_started_ns)
+        item.blob = unsettled_blob(item.blob) if item.again else settled_blob(item.blob, read_started_ns)
         if outcome.action == Action.PLACED:
             self.result.moved += 1
         elif outcome.action == Action.COPIED:
@@ -352,7 +354,6 @@ class MirrorRun:
         size_bytes = STAT.unpack_from(item.blob)[4]
         if size_bytes > SMALL_FILE_BYTES and outcome.action != Action.STAMPED and not item.directory:
             self._sign_later(outcome.line)
-        self.leaders.note(item, outcome.line)
 
     def _sign_later(self, line: bytes) -> None:
         if len(self._unsigned) < MAX_UNSIGNED and kind_of(line) == keys.FILE:

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import Record, parse_time_ns
 from mirrorkeep.tree.protocol import Failure, Frame
 
 _UNTIMED: Final = re.compile(rb",(?:st_atime|_internal_record_crc)=[^,]*")
@@ -26,6 +28,10 @@ class Action(enum.IntEnum):
     DESCRIBED = 4
     COPIED = 5
     """Made on the mirror from content that it had under another name."""
+    VANISHED = 6
+    """Not brought over, for the source has it no more."""
+    UNLINKED = 7
+    """Not made another name of its leader: that is not, or no longer, the file that the source has here."""
 
 
 @dataclass(slots=True)
@@ -53,6 +59,8 @@ class Wanted:
     """The leader of its hard-link group; the entry becomes another name of it."""
     digest: bytes = b""
     """Digest (hex) of the leader's content."""
+    version: bytes = b""
+    """What the file was when the leader's content was read (:func:`version_of`)."""
     contents: tuple[str, ...] = ()
     """Texts of records in whose indexes the content may be found (``contents.ContentIndex``)."""
 
@@ -99,6 +107,19 @@ class Report:
     read_bytes: int = 0
     sent_bytes: int = 0
     value: Any = None
+
+
+def version_of(record: Record) -> bytes:
+    """Return what tells, without reading it, whether a file is still as it was when its record was made.
+
+    Nothing for a record that does not say enough.
+    """
+    fields = record.fields
+    try:
+        inode_ctime_ns = parse_time_ns(fields[keys.INODE_CTIME])
+        return b"%d %d %d %d" % (int(fields[keys.INODE]), record.size, record.mtime_ns, inode_ctime_ns)
+    except (KeyError, ValueError):
+        return b""
 
 
 def same_facts(one: bytes, other: bytes) -> bool:

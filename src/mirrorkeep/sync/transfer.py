@@ -9,15 +9,16 @@ Not here: deciding which entries are looked at (``detect``), the order of phases
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mirrorkeep.delta.cache import SignatureCache
-from mirrorkeep.errors import MirrorkeepError, NoSpace
+from mirrorkeep.errors import MirrorkeepError, NoSpace, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import digest_of
-from mirrorkeep.manifest.record import format_record
+from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync.contents import Known
 from mirrorkeep.sync.orders import (
     ABORTING,
@@ -30,6 +31,7 @@ from mirrorkeep.sync.orders import (
     SendLarge,
     Wanted,
     same_facts,
+    version_of,
 )
 from mirrorkeep.sync.session import WritableTree
 from mirrorkeep.sync.workers import tell
@@ -38,6 +40,9 @@ from mirrorkeep.tree.protocol import Failure, Frame, Op
 
 if TYPE_CHECKING:
     from mirrorkeep.sync.large import LargeTransfer
+
+_LEADER: Final = re.compile(rb",hard_link=[^,]*")
+"""What the record of a name has that was a link, and lacks when the name brings the content itself."""
 
 
 class Transfer:
@@ -91,45 +96,65 @@ class Transfer:
         outgoing: list[Frame] = []
         places: list[int] = []
         outcomes = report.outcomes
-        for number, frame in enumerate(self._frames(wanted)):
+        for one, frame in zip(wanted, self._frames(wanted), strict=True):
             if isinstance(frame, Failure):
-                outcomes.append(Outcome(Action.FAILED, b"", frame.code, frame.detail))
+                outcomes.append(self._failed(one.path, frame))
                 continue
             report.read_bytes += len(frame.data)
-            outcome, sending = self._copy(wanted[number], frame) or _choose(wanted[number], frame)
-            outcomes.append(outcome)
+            outcome, sending = self._copy(one, frame) or _choose(one, frame)
             if sending is not None:
                 outgoing.append(sending)
-                places.append(number)
+                places.append(len(outcomes))
+            outcomes.append(outcome)
         if not outgoing:
             return
-        refused = self._apply(outgoing)
-        retry: list[tuple[int, Frame]] = []
-        for failure in refused:
+        retry: list[int] = []
+        for failure in self._apply(outgoing):
             number = places[failure.index]
-            if outcomes[number].action in (Action.STAMPED, Action.PLACED, Action.COPIED):
-                retry.append((number, outgoing[failure.index]))
+            if outgoing[failure.index].op == Op.HARD_LINK:
+                outcomes[number] = Outcome(Action.UNLINKED)
+            elif outcomes[number].action in (Action.STAMPED, Action.PLACED, Action.COPIED):
+                retry.append(number)
             else:
-                outcomes[number] = Outcome(Action.FAILED, b"", failure.code, failure.detail)
+                outcomes[number] = self._failed(wanted[number].path, failure)
         if retry:
-            self._send_content(wanted, [number for number, _ in retry], report)
+            self._send_content(wanted, retry, report)
+
+    def _failed(self, path: bytes, failure: Failure) -> Outcome:
+        """Return the outcome of an entry that could not be read or written.
+
+        What the source no longer has is no failure, whichever side missed it; what the mirror misses is.
+        """
+        if failure.code == NotFound.code:
+            try:
+                self._master.describe(path)
+            except NotFound:
+                return Outcome(Action.VANISHED)
+            except MirrorkeepError:
+                pass
+        return Outcome(Action.FAILED, b"", failure.code, failure.detail)
 
     def _frames(self, wanted: list[Wanted]) -> Iterator[Frame | Failure]:
         """Read what is wanted; further names of a hard-linked file are only described."""
         if not any(one.link_to for one in wanted):
             yield from self._master.frames([one.path for one in wanted])
             return
-        for number, one in enumerate(wanted):
-            try:
-                fields, _ = self._master.describe(one.path)
-            except MirrorkeepError as error:
-                yield Failure(number, one.path, error.code, str(error))
-                continue
-            fields[keys.HARD_LINK] = one.link_to
-            fields[keys.HASH] = one.digest
-            if self._master.digest == "blake3":
-                fields[keys.HASH_NAME] = b"blake3"
-            yield Frame(Op.HARD_LINK, format_record(one.path, fields))
+        for one in wanted:
+            if one.link_to:
+                yield self._describe_link(one)
+            else:
+                yield from self._master.frames([one.path])
+
+    def _describe_link(self, wanted: Wanted) -> Frame | Failure:
+        try:
+            fields, _ = self._master.describe(wanted.path)
+        except MirrorkeepError as error:
+            return Failure(0, wanted.path, error.code, str(error))
+        fields[keys.HARD_LINK] = wanted.link_to
+        fields[keys.HASH] = wanted.digest
+        if self._master.digest == "blake3":
+            fields[keys.HASH_NAME] = b"blake3"
+        return Frame(Op.HARD_LINK, format_record(wanted.path, fields))
 
     def _copy(self, wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame] | None:
         """Return the copy of what the mirror has already; None where the content is not known to be there."""
@@ -146,13 +171,14 @@ class Transfer:
         frames = self._master.frames([wanted[number].path for number in numbers])
         for number, frame in zip(numbers, frames, strict=True):
             if isinstance(frame, Failure):
-                outcomes[number] = Outcome(Action.FAILED, b"", frame.code, frame.detail)
+                outcomes[number] = self._failed(wanted[number].path, frame)
                 continue
             whole.append(frame)
             places.append(number)
             outcomes[number] = Outcome(Action.SENT, frame.line)
         for failure in self._apply(whole):
-            outcomes[places[failure.index]] = Outcome(Action.FAILED, b"", failure.code, failure.detail)
+            number = places[failure.index]
+            outcomes[number] = self._failed(wanted[number].path, failure)
 
     # --- large files -----------------------------------------------------------------------------
 
@@ -172,7 +198,8 @@ class Transfer:
         except MirrorkeepError as error:
             if error.code in ABORTING:
                 raise
-            report.outcomes.append(Outcome(Action.FAILED, b"", error.code, str(error)))
+            failure = Failure(0, wanted.path, error.code, str(error))
+            report.outcomes.append(self._failed(wanted.path, failure))
             return
         report.read_bytes += read_bytes
         report.outcomes.append(Outcome(Action(action), line))
@@ -182,6 +209,10 @@ def _choose(wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame | None]:
     """Decide what has to be sent for an entry that was read."""
     if frame.op == Op.STAMP:  # a directory: described now, stamped at the end
         return Outcome(Action.DESCRIBED, frame.line), None
+    if frame.op == Op.HARD_LINK:  # the leader's digest says nothing about what was written since
+        if version_of(parse_record(frame.line, check=False)) != wanted.version:
+            return Outcome(Action.UNLINKED), None
+        return Outcome(Action.SENT, frame.line), frame
     if frame.op != Op.PUT or wanted.forced:
         if wanted.forced and (altered := _altered(wanted, frame.line)):
             return altered, None
@@ -200,7 +231,7 @@ def _altered(wanted: Wanted, line: bytes) -> Outcome | None:
     before, now = digest_of(old), digest_of(line)
     if not before or not now or before == now or len(before) != len(now):
         return None
-    if not same_facts(old.replace(before, b""), line.replace(now, b"")):
+    if not same_facts(_LEADER.sub(b"", old.replace(before, b"")), line.replace(now, b"")):
         return None
     detail = "the content changed although size and times did not; the mirror keeps the old version"
     return Outcome(Action.FAILED, b"", "source_altered", detail)

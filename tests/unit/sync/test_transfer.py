@@ -10,7 +10,9 @@ import pytest
 
 from mirrorkeep.delta.cache import SignatureCache
 from mirrorkeep.errors import NoSpace
-from mirrorkeep.sync.orders import Apply
+from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.sync.orders import Action, Apply, Send, Wanted
 from mirrorkeep.sync.transfer import Transfer
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure, Frame, Op
@@ -44,3 +46,35 @@ def test_a_full_store_ends_the_run_and_says_so_once(tmp_path: Path) -> None:
     with pytest.raises(NoSpace) as raised:
         apply(tmp_path, Failure(0, b"a", NoSpace.code, said))
     assert str(raised.value) == said
+
+
+@pytest.mark.parametrize("leader", [b"", b"another name"])
+def test_content_that_changed_and_nothing_else_is_no_repair(tmp_path: Path, leader: bytes) -> None:
+    """Also of a name that was a link to another, and now brings the content for both."""
+    (tmp_path / "a").write_bytes(b"content")
+    tree = NativeTree(str(tmp_path))
+    frame = next(tree.frames([b"a"]))
+    assert isinstance(frame, Frame)
+    fields = {**parse_record(frame.line).fields, keys.HASH: b"0" * 64}
+    if leader:
+        fields[keys.HARD_LINK] = leader
+    wanted = Wanted(b"a", format_record(b"a", fields), forced=True)
+    slave = cast(Any, Refusing([]))
+    report = Transfer(tree, slave, signatures=SignatureCache(str(tmp_path)))(Send([wanted]))
+    assert [(one.action, one.code) for one in report.outcomes] == [(Action.FAILED, "source_altered")]
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, Action.FAILED), (False, Action.VANISHED)])
+def test_only_what_the_source_has_no_more_has_vanished(tmp_path: Path, there: bool, expected: Action) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+
+    class Missing(Refusing):
+        def apply(self, frames: Sequence[Frame]) -> list[Failure]:
+            if not there:
+                (tmp_path / "a").unlink()
+            return self.failures
+
+    slave = cast(Any, Missing([Failure(0, b"a", "not_found", "not found: its folder")]))
+    transfer = Transfer(NativeTree(str(tmp_path)), slave, signatures=SignatureCache(str(tmp_path)))
+    report = transfer(Send([Wanted(b"a"), Wanted(b"never was")]))
+    assert [one.action for one in report.outcomes] == [expected, Action.VANISHED]
