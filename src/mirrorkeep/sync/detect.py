@@ -51,6 +51,9 @@ class Sink(Protocol):
     def unmounted(self, path: bytes, detail: str) -> None:
         """A directory whose file system is not mounted; its records stay, its own too."""
 
+    def undecided(self, record: Record) -> None:
+        """An entry of the patch below what cannot be looked at: nothing may be concluded about it now."""
+
 
 class Detector:
     """Compares one walk with one old side."""
@@ -229,7 +232,8 @@ class Detector:
                 self._remove(head)
         while self._next_patch is not None and self._next_patch[0] < key:
             if self._next_patch[1].path.startswith(inside):
-                self._advance_patch()  # validation will find it again; nothing in here may be concluded now
+                self._sink.undecided(self._next_patch[1])
+                self._advance_patch()
             else:
                 self._patch_before(self._next_patch[0] + b"\0")
 

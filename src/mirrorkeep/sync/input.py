@@ -71,13 +71,13 @@ class Input:
         self.server_manifest = self.info.manifest
         return self.info
 
-    def open(self) -> tuple[OldSide, Iterator[Record]]:
-        """Return the old side and the patch, in manifest order."""
+    def open(self, handed_on: list[str]) -> tuple[OldSide, Iterator[Record]]:
+        """Return the old side and the patch, in manifest order; of the latter, earlier runs left some."""
         info = self.info
         own = self._state.manifest_digest()
         if own is not None and own == info.manifest and not info.dirty:
             self.is_own = True
-            return self._own(own), self._patch([])
+            return self._own(own), self._patch(handed_on)
         if (
             info.dirty
             and self._left is not None
@@ -85,11 +85,11 @@ class Input:
             and own == info.manifest
             and self._has_work()
         ):
-            return self._resumed(own)
+            return self._resumed(own, handed_on)
         if info.manifest is None and info.empty:
             self.is_own = own is None
             return empty_old_side(), iter(())
-        return self._listed(actual=info.dirty or info.manifest is None), self._patch([])
+        return self._listed(actual=info.dirty or info.manifest is None), self._patch(handed_on)
 
     def _own(self, digest: str) -> OldSide:
         self.manifest_digest, self._compared = digest, self.manifest_path
@@ -145,7 +145,7 @@ class Input:
             )
         )
 
-    def _resumed(self, own: str | None) -> tuple[OldSide, Iterator[Record]]:
+    def _resumed(self, own: str | None, handed_on: list[str]) -> tuple[OldSide, Iterator[Record]]:
         """Merge the last manifest with what the interrupted run had committed."""
         assert self._left is not None
         work = self._state.work
@@ -153,7 +153,7 @@ class Input:
         path = os.path.join(self._state.folder, "resumed")
         streams: list[Iterator[Record]] = []
         if own is not None:
-            streams.append(_records(self._state.manifest_path))
+            streams.append(records_of(self._state.manifest_path))
         if self._left.walk_bytes:
             streams.append(_partial(walked, self._left.walk_bytes))
         late = os.path.join(work, "late.records")
@@ -167,7 +167,7 @@ class Input:
         patch_path = os.path.join(self._state.folder, "intended")
         before = self._state.manifest_path if own is not None else None
         _write_patch(_intended(os.path.join(work, "intents")), before, path, patch_path, self._state.folder)
-        return self._adopt(path), self._patch([patch_path])
+        return self._adopt(path), self._patch([patch_path, *handed_on])
 
     # --- the patch -------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class Input:
             others = os.path.join(self._state.folder, "others")
             _write_other_names(paths, self._compared, others, self._state.folder)
             paths = [*paths, others]
-        return merge_unknown([_records(path) for path in paths]) if paths else iter(())
+        return merge_unknown([records_of(path) for path in paths]) if paths else iter(())
 
 
 def merge_unknown(streams: list[Iterator[Record]]) -> Iterator[Record]:
@@ -199,7 +199,7 @@ def _write_other_names(patches: list[str], manifest: str, target: str, folder: s
 
     They share one content, and whoever found it damaged need not have read it under every name.
     """
-    patched = merge_unknown([_records(path) for path in patches])
+    patched = merge_unknown([records_of(path) for path in patches])
     named = (order_key(record.path) for record in patched if LOOK_AGAIN not in record.fields)
     with open(manifest, "rb") as source, open(target, "wb") as stream:
         lines = (line for _, line in ManifestReader(source).lines())
@@ -209,7 +209,8 @@ def _write_other_names(patches: list[str], manifest: str, target: str, folder: s
         writer.finish()
 
 
-def _records(path: str) -> Iterator[Record]:
+def records_of(path: str) -> Iterator[Record]:
+    """Yield the records of a manifest.  Raises MalformedManifest."""
     with open(path, "rb") as stream:
         yield from ManifestReader(stream)
 
@@ -285,7 +286,7 @@ def _intents(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 def _known(known: str, before: str | None) -> Iterator[tuple[bytes, bool]]:
     """Yield each path of a manifest, and whether its record is the one that it had ``before``."""
-    old = ((record.path, record.fields) for record in _records(before)) if before else iter(())
-    for one in pair(old, ((record.path, record.fields) for record in _records(known))):
+    old = ((record.path, record.fields) for record in records_of(before)) if before else iter(())
+    for one in pair(old, ((record.path, record.fields) for record in records_of(known))):
         if one.actual is not None:
             yield one.path, one.actual == one.expected

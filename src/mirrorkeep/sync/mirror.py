@@ -29,6 +29,7 @@ from typing import IO, Any, Final
 from mirrorkeep.errors import ForeignManifest, MirrorkeepError, NoSpace, SourceUnmounted
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import inode_of, kind_of
+from mirrorkeep.manifest.record import Record
 from mirrorkeep.sync.detect import Detector
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.index import Head, OldSide, is_unsettled, seal_index, settled_blob, unsettled_blob
@@ -41,6 +42,7 @@ from mirrorkeep.sync.orders import Action, Outcome, Wanted
 from mirrorkeep.sync.progress import Reporter
 from mirrorkeep.sync.session import Closed, RunSession
 from mirrorkeep.sync.state import OpenRun, State, boot_id
+from mirrorkeep.sync.undecided import Undecided
 from mirrorkeep.sync.workers import Handler
 from mirrorkeep.tree.walk import STAT, Event, walk
 from mirrorkeep.tree.wire import SMALL_FILE_BYTES
@@ -89,6 +91,7 @@ class MirrorRun:
         self.result = RunResult()
         self._input = Input(session, state, options.digest)
         self._mounts = options.mounts(self.source, state.mounts())
+        self._undecided = Undecided(state.folder)
         self._dispatch: Dispatcher
         self._journal: Journal
         self._late: LatePhases
@@ -108,8 +111,9 @@ class MirrorRun:
         started = time.monotonic()
         info = self._input.begin(os.fsdecode(self.source))
         with ExitStack() as cleanup:
-            old, patch = self._input.open()
+            old, patch = self._input.open(self._undecided.handed_on())
             cleanup.callback(old.close)
+            cleanup.callback(self._undecided.close)
             self._prepare(old, cleanup)
             self._detector = Detector(old, self, patch)
             self.reporter.phase("walk")
@@ -273,6 +277,10 @@ class MirrorRun:
         """Report a file system that is not mounted."""
         self.fail(path, SourceUnmounted.code, detail)
 
+    def undecided(self, record: Record) -> None:
+        """Have the next run look at an entry that is in doubt and cannot be looked at now."""
+        self._undecided.add(record)
+
     def fail(self, path: bytes, code: str, detail: str) -> None:
         """Report an entry that was not brought over."""
         self.result.failed += 1
@@ -418,6 +426,7 @@ class MirrorRun:
     def _finish(self, old: OldSide, started: float) -> None:
         journal, dispatch, late = self._journal, self._dispatch, self._late
         self.state.note_mounts(self._mounts.all())
+        self._undecided.hold()
         if self._detector.nothing_differs and not late.pending:
             self._close_same()
             return
@@ -488,6 +497,7 @@ class MirrorRun:
             return self._hand_over("full", None, digest, manifest, manifest)
 
     def _note_closed(self, closed: Closed, *, all_done: bool = True) -> None:
+        self._undecided.settle()
         if all_done:
             self.state.forget_not_done()
         self.state.note_mounts(self._mounts.remaining())

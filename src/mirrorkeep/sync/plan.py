@@ -19,7 +19,7 @@ from mirrorkeep.errors import MalformedManifest, MirrorkeepError, NotFound, Sour
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.reader import ManifestReader
-from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.sync.detect import Detector
 from mirrorkeep.sync.index import Head, OldSide, build_index, empty_old_side, open_index
 from mirrorkeep.sync.journal import Stretch
@@ -159,6 +159,9 @@ class Plan:
         """Tell of a file system that is not mounted."""
         self.result.failed += 1
         self._reporter.failure(path, SourceUnmounted.code, detail)
+
+    def undecided(self, record: Record) -> None:
+        """Nothing to tell: a plan looks at no patch."""
 
     def _differs(self, path: bytes, blob: bytes, line: bytes) -> bool:
         """Compare metadata, and the content of a file whose times may have been too young to tell."""

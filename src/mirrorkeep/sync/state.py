@@ -10,6 +10,7 @@
       not_done            what the last run could not delete or stamp on the target, if anything: a patch
       run.json            the open run: its id and what its last commit covers
       work/               files of the open run; ``intents`` names what it may have changed on the store
+      undecided           what is in doubt and could not be looked at (``undecided``)
       trust.json          the keys that sign the store's verdicts, and the newest one seen (``cli.trust``)
       signatures/         block signatures of large files (``delta/cache``)
 

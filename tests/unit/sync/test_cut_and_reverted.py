@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mirrorkeep.store.local_copy import validate_directory
 from mirrorkeep.sync.mirror import MirrorRun
+from mirrorkeep.sync.options import RunResult
+from mirrorkeep.tree.walk import Directory, Event, Siblings, Unreadable, walk
 from rig.compare import Comparer
 from tests.property.sync.loop import Cut, Loop
 
@@ -186,3 +189,85 @@ def test_a_first_run_that_was_cut_off_stands_in_nobodys_way(
     assert loop.sync().failures == []
     assert differences(loop, loop.copy) == []
     loop.check_unchanged()
+
+
+# --- what the next run cannot look at -----------------------------------------------------------------------
+
+
+def walk_without(*closed: bytes) -> Callable[..., Iterator[Event]]:
+    """Return a walk that may not read some folders."""
+
+    def is_inside(path: bytes) -> bool:
+        return any((path + b"/").startswith(folder + b"/") for folder in closed)
+
+    def events(*arguments: Any, **options: Any) -> Iterator[Event]:
+        for event in walk(*arguments, **options):
+            if isinstance(event, Directory) and event.path in closed:
+                yield Unreadable(event.path, "Permission denied")
+                yield event
+            elif not is_inside(event.parent if isinstance(event, Siblings) else event.path):
+                yield event
+
+    return events
+
+
+def sync_without(loop: Loop, patch: pytest.MonkeyPatch, *closed: bytes) -> RunResult:
+    with patch.context() as patched:
+        patched.setattr("mirrorkeep.sync.mirror.walk", walk_without(*closed))
+        return loop.sync()
+
+
+@pytest.mark.parametrize("committed", ["all", "before"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda one: one.__name__)
+def test_what_is_in_doubt_stays_so_while_its_folder_cannot_be_read(
+    loop: Loop,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Loop], Callable[[], object]],
+    committed: str,
+) -> None:
+    (loop.source / "staying" / "same").unlink()  # where links may have strayed the store is asked instead
+    loop.sync()
+    revert = change(loop)
+    cut_before_the_close(loop, monkeypatch, committed)
+    revert()
+    for _ in range(2):
+        sync_without(loop, monkeypatch, b"going", b"staying")
+    assert loop.sync().failures == []
+    assert differences(loop, loop.copy) == []
+    loop.check_unchanged()
+    assert [path.name for path in (loop.folder / "state").glob("*/undecided*")] == []
+
+
+def test_what_is_in_doubt_stays_so_when_the_run_that_could_not_look_is_cut_off_too(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revert = move_out(loop)
+    cut_before_the_close(loop, monkeypatch, "nothing")
+    revert()
+    sync_without(loop, monkeypatch, b"going")
+    (loop.source / "new").write_bytes(b"new")
+    with monkeypatch.context() as patch:
+        patch.setattr("mirrorkeep.sync.mirror.walk", walk_without(b"going"))
+        cut_before_the_close(loop, monkeypatch, "nothing")
+    assert loop.sync().failures == []
+    assert differences(loop, loop.copy) == []
+    loop.check_unchanged()
+
+
+def test_damage_that_was_found_in_a_folder_that_cannot_be_read_is_repaired_when_it_can(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (loop.copy / "going" / "f1").write_bytes(b"damaged")
+    found: list[bytes] = []
+    validate_directory(str(loop.copy), lambda one: found.append(one[0]))
+    assert set(found) == {b"going/f1"}
+    assert sync_without(loop, monkeypatch, b"going").status == "partial"
+    assert loop.sync().status == "complete"
+    assert differences(loop, loop.copy) == []
+
+
+def test_doubts_whose_file_is_damaged_stop_no_run(loop: Loop) -> None:
+    state = next((loop.folder / "state").iterdir())
+    (state / "undecided").write_bytes(b"\0" * 500)
+    assert loop.sync().status == "complete"
+    assert not (state / "undecided").exists()

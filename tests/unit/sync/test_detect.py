@@ -53,6 +53,9 @@ class Seen:
     def unmounted(self, path: bytes, detail: str) -> None:
         self._note("unmounted", path, False)
 
+    def undecided(self, record: Record) -> None:
+        self._note("undecided", record.path, False)
+
     def _note(self, action: str, path: bytes, forced: bool) -> None:
         self.actions.append((action, path))
         if forced:
@@ -267,6 +270,7 @@ def test_an_unreadable_directory_keeps_what_the_patch_names_in_it(tree: Tree) ->
     seen = tree.detect(patch, events)
     assert seen.of("removed") == []
     assert seen.of("changed") == [b"many/file003", b"many"]
+    assert seen.of("undecided") == [b"deep/er/one", b"deep/er/stray"]
 
 
 def test_an_unreadable_directory_does_not_keep_what_lay_beside_it(tree: Tree) -> None:
