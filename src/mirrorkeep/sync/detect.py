@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.record import Record, format_record
 from mirrorkeep.sync.index import Head, OldSide
 from mirrorkeep.sync.journal import Stretch
@@ -43,7 +44,7 @@ class Sink(Protocol):
 
     def removed(self, path: bytes, line: bytes) -> None:
         """An entry that the tree no longer has; ``line`` is its record (only the type when it is known
-        from the patch alone)."""
+        from the patch alone, or the mirror does not hold what the record says)."""
 
     def unreadable(self, path: bytes, detail: str) -> None:
         """An entry that cannot be looked at; its records stay."""
@@ -201,9 +202,11 @@ class Detector:
 
     def _remove(self, head: Head) -> None:
         self._patch_before(head.key)
+        forced = False
         if self._next_patch is not None and self._next_patch[0] == head.key:
+            forced = LOOK_AGAIN not in self._next_patch[1].fields
             self._advance_patch()
-        self._drop(head)
+        self._drop(head, forced=forced)
 
     def _unreadable(self, event: Unreadable) -> None:
         self._sink.unreadable(event.path, event.detail)
@@ -268,9 +271,14 @@ class Detector:
                 self._sink.removed(record.path, format_record(record.path, {keys.TYPE: record.kind}))
                 self._touched.add(record.path.rpartition(b"/")[0])
 
-    def _drop(self, head: Head) -> None:
+    def _drop(self, head: Head, *, forced: bool = False) -> None:
         self._close_run()
-        self._sink.removed(head.path, head.line)
+        self._sink.removed(head.path, kind_only(head.path, head.line) if forced else head.line)
         self._pass(head)
         self._touched.discard(head.path)  # it was a directory: nobody asks any more
         self._touched.add(head.path.rpartition(b"/")[0])
+
+
+def kind_only(path: bytes, line: bytes) -> bytes:
+    """Return a record that says what an entry is, and nothing of content that could be used again."""
+    return format_record(path, {keys.TYPE: kind_of(line)})

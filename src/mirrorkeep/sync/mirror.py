@@ -30,7 +30,7 @@ from mirrorkeep.errors import ForeignManifest, MirrorkeepError, NoSpace, SourceU
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import inode_of, kind_of
 from mirrorkeep.manifest.record import Record
-from mirrorkeep.sync.detect import Detector
+from mirrorkeep.sync.detect import Detector, kind_only
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.index import Head, OldSide, is_unsettled, seal_index, settled_blob, unsettled_blob
 from mirrorkeep.sync.input import Input
@@ -229,7 +229,7 @@ class MirrorRun:
         kind, old_kind = kind_of_blob(blob), kind_of(head.line)
         item = Item(path, blob, head.line, forced=forced, directory=kind == keys.DIRECTORY)
         if kind != old_kind:
-            self._late.remove(path, head.line)
+            self._late.remove(path, kind_only(path, head.line) if forced else head.line)
             item.old_line = b""
             if kind == keys.DIRECTORY:
                 self._send(item)

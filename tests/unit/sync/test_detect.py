@@ -16,7 +16,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.record import Record, format_record
 from mirrorkeep.manifest.writer import ManifestWriter
-from mirrorkeep.sync.detect import RETRY_RUN, Detector
+from mirrorkeep.sync.detect import LOOK_AGAIN, RETRY_RUN, Detector
 from mirrorkeep.sync.index import Head, IndexWriter, OldSide, empty_old_side, open_index, seal_index
 from mirrorkeep.sync.journal import Stretch
 from mirrorkeep.tree.native import NativeTree
@@ -321,11 +321,17 @@ def test_an_absence_of_what_neither_side_has_is_nothing(tree: Tree) -> None:
     assert tree.detect([unknown(b"never", keys.ABSENT)]).of("removed") == []
 
 
-def test_a_patched_entry_that_the_source_lost_is_removed_once(tree: Tree) -> None:
+@pytest.mark.parametrize("doubted", [True, False])
+def test_a_patched_entry_that_the_source_lost_is_removed_once(tree: Tree, doubted: bool) -> None:
     (tree.root / "zero").unlink()
-    seen = tree.detect([unknown(b"zero")])
+    patched = unknown(b"zero")
+    if doubted:
+        patched.fields[LOOK_AGAIN] = b"1"
+    seen = tree.detect([patched])
     assert seen.of("removed") == [b"zero"]
-    assert b"hash=" in seen.lines[b"zero"]  # its record, not the patch's
+    line = seen.lines[b"zero"]
+    assert b",type=file," in line  # its record, not the patch's
+    assert (b"hash=" in line) == doubted  # what is damaged is no content to use again
 
 
 def test_a_patched_entry_behind_one_that_the_source_lost_is_looked_at_and_stays(tree: Tree) -> None:

@@ -344,3 +344,28 @@ def test_a_folder_deeper_than_calls_nest_is_mirrored_validated_restored_and_remo
         assert differences(loop.source, loop.copy) == []
     finally:
         remove_deep(tmp_path)
+
+
+# --- damage that moves --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [3000, SMALL_FILE_BYTES + 1], ids=["small", "large"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "a folder now"])
+def test_damage_that_was_found_is_not_taken_along_when_the_file_gets_another_name(
+    tmp_path: Path, size: int, replaced: bool
+) -> None:
+    loop = Loop(tmp_path)
+    make_files(loop, 3)
+    (loop.source / "old name").write_bytes(os.urandom(size))
+    loop.sync()
+    hurt = loop.copy / "old name"
+    status = hurt.stat()
+    hurt.write_bytes(bytes(size))
+    os.utime(hurt, ns=(status.st_atime_ns, status.st_mtime_ns))
+    validate_directory(str(loop.copy), lambda found: None)
+    (loop.source / "old name").rename(loop.source / "d1" / "new name")
+    if replaced:
+        (loop.source / "old name").mkdir()
+    assert loop.sync().status == "complete"
+    assert differences(loop.source, loop.copy) == []
+    loop.check_unchanged()
