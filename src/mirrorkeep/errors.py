@@ -350,6 +350,15 @@ class SourceChanged(MirrorkeepError):
     retryable = True
 
 
+class SourceAltered(MirrorkeepError):
+    """The content of a source file changed although its size and times did not: it rots, or somebody tampered
+    with it.  The mirror keeps the old version."""
+
+    code = "source_altered"
+    template = "{path}: the content changed although size and times did not; the mirror keeps the old version"
+    exit_status = 3
+
+
 class ValidationDifferences(MirrorkeepError):
     """Validation found differences; each was named, the next run repairs them."""
 

@@ -218,6 +218,7 @@ class Detector:
         key = order_key(event.path)
         self.entries += 1
         if self._next_patch is not None and self._next_patch[0] == key:
+            self._sink.undecided(self._next_patch[1])
             self._advance_patch()
         if (head := self._old.head()) is not None and head.key == key:
             self._old.advance()

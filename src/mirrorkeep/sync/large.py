@@ -40,11 +40,12 @@ from mirrorkeep.errors import (
     MirrorkeepError,
     NotFound,
     PatchTargetMissing,
+    SourceAltered,
     SourceChanged,
 )
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record, parse_record
-from mirrorkeep.sync.orders import Wanted
+from mirrorkeep.sync.orders import Wanted, is_altered
 from mirrorkeep.sync.session import WritableTree
 from mirrorkeep.sync.signing import wait_for_signatures
 from mirrorkeep.tree.native import NativeTree
@@ -145,6 +146,8 @@ class LargeTransfer:
                     raise SourceChanged(path=path)
                 fields.update(segment_fields(sending.digests()))
                 line = _line(path, fields, digest, self._master.digest)
+                if wanted.forced and is_altered(wanted.old_line, line):
+                    raise SourceAltered(path=path)
                 sending.finish(line)
             except BaseException:
                 sending.abandon()

@@ -22,14 +22,15 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import IO, Any, Final
 
-from mirrorkeep.errors import ForeignManifest, MirrorkeepError, NoSpace, SourceUnmounted
+from mirrorkeep.errors import NoSpace, SourceUnmounted
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import inode_of, kind_of
 from mirrorkeep.manifest.record import Record
+from mirrorkeep.sync.close import Closing
 from mirrorkeep.sync.detect import Detector, kind_only
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.index import Head, OldSide, is_unsettled, seal_index, settled_blob, unsettled_blob
@@ -50,8 +51,6 @@ from mirrorkeep.tree.wire import SMALL_FILE_BYTES
 MAX_REMEMBERED_FAILURES: Final = 100
 MAX_UNSIGNED: Final = 10_000
 """Large files of one run whose signatures are made behind it; those of others are fetched when needed."""
-FULL_MANIFEST_BYTES: Final = 256 * 1024
-"""Manifests up to this size travel whole."""
 
 
 def kind_of_blob(blob: bytes) -> bytes:
@@ -233,8 +232,10 @@ class MirrorRun:
             item.old_line = b""
             if kind == keys.DIRECTORY:
                 self._send(item)
-            else:
-                self._defer(item)
+                return
+            if kind == keys.FILE:
+                self.leaders.is_further(item)
+            self._defer(item)
         elif kind == keys.FILE and self.leaders.is_further(item):
             self._defer(item)
         elif kind == keys.FILE and not forced and _inode(blob) != inode_of(head.line):
@@ -427,8 +428,10 @@ class MirrorRun:
         journal, dispatch, late = self._journal, self._dispatch, self._late
         self.state.note_mounts(self._mounts.all())
         self._undecided.hold()
+        closing = Closing(self.session, self.state, self._input, self.options.snapshot, dispatch.wait)
         if self._detector.nothing_differs and not late.pending:
-            self._close_same()
+            self.reporter.phase("close")
+            self._note_closed(closing.close_unchanged())
             return
         dispatch.wait()
         journal.drain()
@@ -450,51 +453,10 @@ class MirrorRun:
         index = os.path.join(self.state.work, "index")
         seal_index(blobs, index, summary.digest, summary.entries)
         self.state.flush_early(manifest)
-        closed = self._close(manifest, summary.digest, summary.size_bytes)
+        self.reporter.phase("close")
+        closed = closing.close(manifest, summary.digest, summary.size_bytes)
         self.state.keep(manifest, index, summary.digest)
         self._note_closed(closed, all_done=all_done)
-
-    def _close_same(self) -> None:
-        digest = self._input.manifest_digest
-        if digest == self._input.server_manifest:
-            self.reporter.phase("close")
-            closed = self._hand_over("same", digest, digest, None, self._input.manifest_path)
-        else:
-            closed = self._close(self._input.manifest_path, digest, 0)
-        if self._input.needs_keeping:
-            self.state.keep(self._input.manifest_path, self._input.index_path, digest)
-        else:
-            self.state.forget_run()
-        self._note_closed(closed)
-
-    def _close(self, manifest: str, digest: str, size_bytes: int) -> Closed:
-        self.reporter.phase("close")
-        base = self._input.server_manifest
-        if base and base == self._input.manifest_digest and size_bytes > FULL_MANIFEST_BYTES:
-            from mirrorkeep.sync.manifest_delta import write_manifest_delta
-
-            form, body = "delta", os.path.join(self.state.work, "manifest.delta")
-            write_manifest_delta(self._input.manifest_path, manifest, body)
-        else:
-            form, base, body = "full", None, manifest
-        if not self.session.closes_beside_commits:
-            self._dispatch.wait()
-        try:
-            return self._hand_over(form, base, digest, body, manifest)
-        except MirrorkeepError:
-            with suppress(MirrorkeepError):
-                self._dispatch.wait()  # what was committed counts for the next run
-            raise
-
-    def _hand_over(self, form: str, base: str | None, digest: str, body: str | None, manifest: str) -> Closed:
-        """Close; with the whole manifest where what the store holds of the last one is damaged."""
-        snapshot = self.options.snapshot
-        try:
-            return self.session.close(form=form, base=base, digest=digest, body=body, snapshot=snapshot)
-        except ForeignManifest:
-            if form == "full":
-                raise
-            return self._hand_over("full", None, digest, manifest, manifest)
 
     def _note_closed(self, closed: Closed, *, all_done: bool = True) -> None:
         self._undecided.settle()

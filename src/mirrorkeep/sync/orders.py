@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mirrorkeep.manifest import keys
+from mirrorkeep.manifest.peek import digest_of
 from mirrorkeep.manifest.record import Record, parse_time_ns
 from mirrorkeep.tree.protocol import Failure, Frame
 
 _UNTIMED: Final = re.compile(rb",(?:st_atime|_internal_record_crc)=[^,]*")
+_OF_CONTENT: Final = re.compile(rb",(?:hard_link|segments)=[^,]*")
+"""What differs with the content, or because a name that was a link brings the content itself now."""
 
 
 class Action(enum.IntEnum):
@@ -125,6 +128,15 @@ def version_of(record: Record) -> bytes:
 def same_facts(one: bytes, other: bytes) -> bool:
     """Return whether two records differ in nothing but access time."""
     return _UNTIMED.sub(b"", one) == _UNTIMED.sub(b"", other)
+
+
+def is_altered(old: bytes, new: bytes) -> bool:
+    """Notice content that changed while nothing else did: rot or tampering at the source (trap 7)."""
+    before, now = digest_of(old), digest_of(new)
+    if not before or not now or before == now or len(before) != len(now):
+        return False
+    old, new = old.replace(before, b""), new.replace(now, b"")
+    return same_facts(_OF_CONTENT.sub(b"", old), _OF_CONTENT.sub(b"", new))
 
 
 ABORTING: Final = frozenset(

@@ -9,13 +9,12 @@ Not here: deciding which entries are looked at (``detect``), the order of phases
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from mirrorkeep.delta.cache import SignatureCache
-from mirrorkeep.errors import MirrorkeepError, NoSpace, NotFound
+from mirrorkeep.errors import MirrorkeepError, NoSpace, NotFound, SourceAltered
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import digest_of
 from mirrorkeep.manifest.record import format_record, parse_record
@@ -30,7 +29,7 @@ from mirrorkeep.sync.orders import (
     Send,
     SendLarge,
     Wanted,
-    same_facts,
+    is_altered,
     version_of,
 )
 from mirrorkeep.sync.session import WritableTree
@@ -40,9 +39,6 @@ from mirrorkeep.tree.protocol import Failure, Frame, Op
 
 if TYPE_CHECKING:
     from mirrorkeep.sync.large import LargeTransfer
-
-_LEADER: Final = re.compile(rb",hard_link=[^,]*")
-"""What the record of a name has that was a link, and lacks when the name brings the content itself."""
 
 
 class Transfer:
@@ -226,12 +222,6 @@ def _choose(wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame | None]:
 
 
 def _altered(wanted: Wanted, line: bytes) -> Outcome | None:
-    """Notice content that changed while nothing else did: rot or tampering at the source (trap 7)."""
-    old = wanted.old_line
-    before, now = digest_of(old), digest_of(line)
-    if not before or not now or before == now or len(before) != len(now):
+    if not is_altered(wanted.old_line, line):
         return None
-    if not same_facts(_LEADER.sub(b"", old.replace(before, b"")), line.replace(now, b"")):
-        return None
-    detail = "the content changed although size and times did not; the mirror keeps the old version"
-    return Outcome(Action.FAILED, b"", "source_altered", detail)
+    return Outcome(Action.FAILED, b"", SourceAltered.code, str(SourceAltered(path=wanted.path)))

@@ -18,6 +18,7 @@ from mirrorkeep.errors import (
     MalformedManifest,
     MalformedSidecar,
     MirrorkeepError,
+    NotFound,
     PathRefused,
     printable,
 )
@@ -211,8 +212,10 @@ def _check_hard_link(
         known = placement.read_sidecar(directory, name)
         if known is not None and not same_digest(parse_record(known.line).fields, record.fields):
             return []
+    except (NotFound, FileNotFoundError):
+        return []  # a missing leader is a finding of its own, whose repair looks at all names of the file
     except (MirrorkeepError, OSError):
-        pass  # what is wrong with the leader is a finding of its own; this name has lost it all the same
+        pass
     return [Finding(path, "hard_link", f"no name of the same file as {printable(leader)}")]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mirrorkeep.errors import ForeignManifest
 from mirrorkeep.store.local_copy import Outcome, validate_directory
-from mirrorkeep.sync import mirror
+from mirrorkeep.sync import close
 from mirrorkeep.sync.local import LocalSession
 from mirrorkeep.sync.state import StateBusy
 from tests.property.sync.loop import Cut, CutAfter, Loop
@@ -168,7 +168,7 @@ def test_a_damaged_manifest_is_named_and_written_anew(loop: Loop, lost: bool) ->
 def test_a_difference_to_a_damaged_manifest_is_of_no_use_and_the_whole_is_written(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    monkeypatch.setattr(mirror, "FULL_MANIFEST_BYTES", 0)
+    monkeypatch.setattr(close, "FULL_MANIFEST_BYTES", 0)
     manifest = loop.copy / HIDDEN / ".mirrorkeep.manifest"
     whole = manifest.read_bytes()
     (loop.source / "docs" / "a.txt").write_bytes(b"newer")

@@ -201,3 +201,22 @@ def test_a_file_that_is_written_to_between_its_names_is_brought_over_by_the_next
     assert (result.status, result.failures) == ("complete", [])
     assert differences(loop) == []
     loop.check_unchanged()
+
+
+# --- names that were something else -----------------------------------------------------------------------
+
+
+@SIZES
+def test_names_that_were_links_become_names_of_one_file(tmp_path: Path, size: int) -> None:
+    loop = make(tmp_path, size)
+    for name in ("one", "two"):
+        (loop.source / name).symlink_to("nowhere")
+    loop.sync()
+    for name in ("one", "two"):
+        (loop.source / name).unlink()
+    (loop.source / "one").write_bytes(os.urandom(size))
+    os.link(loop.source / "one", loop.source / "two")
+    result = loop.sync()
+    assert (result.status, result.bytes_read) == ("complete", size)
+    assert differences(loop) == []
+    assert loop.manifest()[b"two"][b"hard_link"] == b"one"

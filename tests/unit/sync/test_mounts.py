@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mirrorkeep.errors import SourceUnmounted
+from mirrorkeep.store.examine import Found
+from mirrorkeep.store.local_copy import validate_directory
 from mirrorkeep.sync.local import LocalSession
 from mirrorkeep.sync.options import RunOptions, RunResult
 from mirrorkeep.sync.plan import Plan
@@ -97,6 +99,22 @@ def test_what_was_mounted_is_kept_until_it_is_mounted_again(loop: Loop, disk: Di
     disk.mount(loop.source / "disk")
     loop.check_unchanged()
     loop.check()
+
+
+def test_damage_to_what_is_not_mounted_is_repaired_when_it_is(loop: Loop, disk: Disk) -> None:
+    loop.sync()
+    (loop.copy / "disk" / "inner" / "f3").write_bytes(b"damaged")
+    os.chmod(loop.copy / "disk", 0o701)
+    found: list[Found] = []
+    validate_directory(os.fspath(loop.copy), found.append)
+    assert {one[0] for one in found} == {b"disk", b"disk/inner/f3"}
+    disk.unmount()
+    assert failures(loop.sync()) == [(b"disk", "source_unmounted")]
+    disk.mount(loop.source / "disk")
+    assert loop.sync().status == "complete"
+    found.clear()
+    validate_directory(os.fspath(loop.copy), found.append)
+    assert found == []
 
 
 def test_what_is_gone_for_good_goes_once_that_is_said(loop: Loop, disk: Disk) -> None:

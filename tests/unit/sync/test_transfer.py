@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +13,15 @@ from mirrorkeep.delta.cache import SignatureCache
 from mirrorkeep.errors import NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.store.findings import unknown_record, write_partial
+from mirrorkeep.sync import large as large_files
+from mirrorkeep.sync.local import LocalSession
 from mirrorkeep.sync.orders import Action, Apply, Send, Wanted
 from mirrorkeep.sync.transfer import Transfer
 from mirrorkeep.tree.native import NativeTree
-from mirrorkeep.tree.protocol import Failure, Frame, Op
+from mirrorkeep.tree.protocol import Failure, Frame, Op, Segment
+from mirrorkeep.tree.wire import SMALL_FILE_BYTES
+from tests.property.sync.loop import Loop
 
 
 class Refusing:
@@ -62,6 +68,33 @@ def test_content_that_changed_and_nothing_else_is_no_repair(tmp_path: Path, lead
     slave = cast(Any, Refusing([]))
     report = Transfer(tree, slave, signatures=SignatureCache(str(tmp_path)))(Send([wanted]))
     assert [(one.action, one.code) for one in report.outcomes] == [(Action.FAILED, "source_altered")]
+
+
+def test_content_of_a_large_file_that_changed_and_nothing_else_is_no_repair(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    loop.source.mkdir()
+    large = loop.source / "large"
+    large.write_bytes(os.urandom(3 * SMALL_FILE_BYTES))
+    loop.sync()
+    before = large.read_bytes()
+    (loop.copy / "large").write_bytes(b"damaged")
+    patch = os.fsdecode(LocalSession(os.fspath(loop.copy)).patch_path)
+    write_partial(patch, [unknown_record(b"large")])
+
+    def rot(fd: int, segment: Segment) -> bytes:  # as a disk does: no time of the file moves
+        data = bytearray(read(fd, segment))
+        data[7] ^= 1
+        return bytes(data)
+
+    read = large_files._read
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(large_files, "_read", rot)
+        result = loop.sync()
+    assert [failure[:2] for failure in result.failures] == [(b"large", "source_altered")]
+    assert (loop.copy / "large").read_bytes() == b"damaged"
+    write_partial(patch, [unknown_record(b"large")])
+    assert loop.sync().status == "complete"
+    assert (loop.copy / "large").read_bytes() == before
 
 
 @pytest.mark.parametrize(("there", "expected"), [(True, Action.FAILED), (False, Action.VANISHED)])
