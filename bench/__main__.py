@@ -28,11 +28,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Mirrorkeep beside rsync, restic and Borg, on fresh loop-mounted file systems.",
-        epilog=f"Cases: {' '.join(NORMAL)}; only when asked for: {' '.join(EXTRA)}.",
+        epilog=f"Cases: {' '.join(NORMAL)}; only with --all or by name: {' '.join(EXTRA)}.",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the size")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each case (5)")
     parser.add_argument("--only", action="append", choices=(*NORMAL, *EXTRA), metavar="CASE", default=[])
+    parser.add_argument("--all", action="store_true", help="every case, the slow line and the million too")
     parser.add_argument("--tools", default=",".join(TOOLS), metavar="A,B", help="which tools take part")
     parser.add_argument("--driver", default="btrfs", choices=("btrfs", "dir"), help="storage of ours")
     parser.add_argument(
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
         folder=folder,
         shape=shape,
         runs=chosen.runs,
-        cases=tuple(chosen.only) or NORMAL,
+        cases=(*NORMAL, *EXTRA) if chosen.all else tuple(chosen.only) or NORMAL,
         tools=tuple(chosen.tools.split(",")),
         driver=chosen.driver,
         pool_size=max(1.0, chosen.pool_size),
