@@ -403,6 +403,13 @@ class StorageFailure(MirrorkeepError):
     template = "storage failure: {detail}"
 
 
+class SystemFailure(MirrorkeepError):
+    """The system refused a file or a call on this machine, which the message names; what was committed is
+    kept, and the same command may be run again once that is put right."""
+
+    code = "system_error"
+
+
 class StoreUnreachable(MirrorkeepError):
     """The store does not answer; committed work is kept and the next run resumes."""
 

@@ -2,20 +2,21 @@
 
 Only the module of the command that runs is imported, so that a run that finds nothing changed pays for
 nothing else.  Errors become one line on stderr and the exit status that the error names; with
-``--json`` also a JSON object on stdout.
+``--json`` also a JSON object on stdout.  That holds for errors that nobody foresaw, too (``last_resort``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-import os
 import sys
 from typing import Any, Final
 
 import click
 
 from mirrorkeep import __version__
+from mirrorkeep.cli.last_resort import drop_stdout, internal_failure, system_failure
 from mirrorkeep.errors import MirrorkeepError
 from mirrorkeep.tree.allocator import collect_rarely
 
@@ -71,29 +72,51 @@ def main() -> None:
     collect_rarely()
     try:
         status = program.main(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here an error can still be told
     except click.exceptions.Abort:
         _leave(130, "interrupted", "interrupted", wants_json)
     except click.ClickException as error:
         error.show()
-        _leave(2, "bad_usage", None, wants_json)
+        _leave(2, "bad_usage", error.format_message(), wants_json, is_told=True)
     except MirrorkeepError as error:
-        _leave(error.exit_status, error.code, str(error), wants_json, error.fields)
+        _leave_failed(error, wants_json)
     except KeyboardInterrupt:
         _leave(130, "interrupted", "interrupted; the next run resumes where this one stopped", wants_json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         sys.exit(1)
+    except OSError as error:
+        _leave_failed(system_failure(error), wants_json)
+    except Exception as error:
+        _leave_failed(internal_failure(error), wants_json)
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _leave_failed(error: MirrorkeepError, wants_json: bool) -> None:
+    _leave(error.exit_status, error.code, str(error), wants_json, error.fields)
+
+
 def _leave(
-    status: int, code: str, message: str | None, wants_json: bool, fields: dict[str, Any] | None = None
+    status: int,
+    code: str,
+    message: str,
+    wants_json: bool,
+    fields: dict[str, Any] | None = None,
+    *,
+    is_told: bool = False,
 ) -> None:
-    if message is not None:
-        click.echo(f"mirrorkeep: {message}", err=True)
-    if wants_json:
-        body = {"event": "error", "code": code, "message": message, "exit": status}
-        click.echo(json.dumps({**body, "fields": {k: str(v) for k, v in (fields or {}).items()}}))
+    with contextlib.suppress(OSError):  # whoever reads may be gone, or the disk full: the status still tells
+        if not is_told:
+            click.echo(f"mirrorkeep: {message}", err=True)
+        if wants_json:
+            body = {"event": "error", "code": code, "message": message, "exit": status}
+            click.echo(json.dumps({**body, "fields": {k: str(v) for k, v in (fields or {}).items()}}))
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        drop_stdout()
     sys.exit(status)
 
 
