@@ -10,6 +10,7 @@ import click
 
 from mirrorkeep.errors import BadUsage
 from mirrorkeep.tree.client import StoreClient
+from mirrorkeep.tree.target import clean_token
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,12 +42,12 @@ def json_output(command: Command) -> Command:
 def open_client(target: str, token_file: str | None, ca: str | None) -> StoreClient:
     """Return a client for a target URL; raises BadUsage for anything that cannot be one."""
     token = None
-    if token_file:
+    if token_file is not None:
         try:
-            with open(token_file, encoding="ascii") as stream:
-                token = stream.read().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadUsage(detail=f"cannot read the token from {token_file}: {error}") from error
+            with open(token_file, encoding="utf-8", errors="replace") as stream:
+                token = clean_token(stream.read(), token_file)
+        except OSError as error:
+            raise BadUsage(detail=f"cannot read the token from {token_file}: {error.strerror}") from error
     if ca and not os.path.exists(ca):
         raise BadUsage(detail=f"there is no CA certificate at {ca}")
     return StoreClient.from_target(target, token, ca)

@@ -23,15 +23,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote
 
-from mirrorkeep.errors import (
-    BadUsage,
-    MirrorkeepError,
-    NotAuthenticated,
-    StoreUnreachable,
-    error_for_code,
-)
+from mirrorkeep.errors import MirrorkeepError, NotAuthenticated, StoreUnreachable, error_for_code
+from mirrorkeep.tree.target import Target, clean_token
 from mirrorkeep.tree.tls import TlsConnection
 
 TIMEOUT_S: Final = 120.0
@@ -50,33 +45,6 @@ class Pieces(Protocol):
 
 
 Body = bytes | bytearray | memoryview | Pieces
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a tree lives on a store: ``https://HOST:PORT/volumes/VOLUME/PART``."""
-
-    host: str
-    port: int
-    volume: str
-    part: bytes
-
-    @classmethod
-    def parse(cls, url: str) -> Target:
-        """Read a target URL; raises BadUsage."""
-        parts = urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname:
-            raise BadUsage(detail=f"{url}: a target is https://HOST:PORT/volumes/NAME[/PATH] or a directory")
-        pieces = parts.path.strip("/").split("/", 2)
-        if len(pieces) < 2 or pieces[0] != "volumes":
-            raise BadUsage(detail=f"{url}: the path of a target begins with /volumes/NAME")
-        part = unquote_to_bytes(pieces[2]) if len(pieces) > 2 else b""
-        return cls(parts.hostname, parts.port or 443, pieces[1], part.strip(b"/"))
-
-    @property
-    def origin(self) -> str:
-        """``HOST:PORT``, for messages."""
-        return f"{self.host}:{self.port}"
 
 
 @dataclass(slots=True)
@@ -115,10 +83,15 @@ class StoreClient:
 
     @classmethod
     def from_target(cls, url: str, token: str | None = None, ca: str | None = None) -> StoreClient:
-        """Make a client; credentials default to ``MIRRORKEEP_TOKEN`` and ``MIRRORKEEP_CA``."""
+        """Make a client; credentials default to ``MIRRORKEEP_TOKEN`` and ``MIRRORKEEP_CA``.
+
+        Raises BadUsage for a target or a token that cannot be one.
+        """
+        if token is None and (given := os.environ.get("MIRRORKEEP_TOKEN")):
+            token = clean_token(given, "MIRRORKEEP_TOKEN")
         return cls(
             Target.parse(url),
-            token or os.environ.get("MIRRORKEEP_TOKEN"),
+            token,
             ca or os.environ.get("MIRRORKEEP_CA"),
         )
 

@@ -1,0 +1,20 @@
+"""Tokens from files and the environment, as the commands take them."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from mirrorkeep.cli.snapshots import snapshots
+from mirrorkeep.errors import BadUsage
+
+URL = "https://127.0.0.1:1/volumes/y"
+
+
+@pytest.mark.parametrize("held", [b"", b"\r\n", b"one\ntwo\n", "t\u20ac".encode(), b"\xff\xfe"])
+def test_a_token_file_without_one_token_does_not_fall_back_to_the_environment(held, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIRRORKEEP_TOKEN", "of-the-environment")
+    (tmp_path / "token").write_bytes(held)
+    done = CliRunner().invoke(snapshots, [URL, "--token-file", str(tmp_path / "token")])
+    assert isinstance(done.exception, BadUsage)
+    assert str(tmp_path / "token") in str(done.exception) and "two" not in str(done.exception)
