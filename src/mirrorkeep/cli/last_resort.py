@@ -10,43 +10,37 @@ Not here: errors of the one tree (``mirrorkeep.errors``), which say themselves w
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
+from collections.abc import Iterator
 from types import FrameType
 from typing import Final
 
-from mirrorkeep.errors import MirrorkeepError, SystemFailure, printable
+from mirrorkeep.errors import MirrorkeepError, SystemFailure
+from mirrorkeep.tree.local_errors import explain, is_full
 
 DEBUG: Final = "MIRRORKEEP_DEBUG"
-_MAY_NOT: Final = "run this as a user who may, the owner or root"
-_MAKE_ROOM: Final = "make room there and run this again"
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REMEDIES: Final = {
-    errno.EACCES: _MAY_NOT,
-    errno.EPERM: _MAY_NOT,
-    errno.ENOSPC: _MAKE_ROOM,
-    errno.EDQUOT: _MAKE_ROOM,
-    errno.EMFILE: "let this process open more files (ulimit -n)",
-}
 
 
 def system_failure(error: OSError) -> SystemFailure:
     """Return the one line for an error of the system that nobody gave a meaning."""
     _show_traceback()
     if error.filename is not None:
-        name = os.fsencode(error.filename) if isinstance(error.filename, str) else error.filename
+        name: object = os.fsencode(error.filename) if isinstance(error.filename, str) else error.filename
     else:
         name = "standard output" if _is_of_stdout(error) else None
     return SystemFailure(detail=explain(error, name))
 
 
-def explain(error: OSError, name: object = None, remedy: str | None = None) -> str:
-    """Return what the system says about ``name`` and what to do: ``remedy``, else what is usual."""
-    said = error.strerror or type(error).__name__
-    told = f"{_on_one_line(printable(name))}: {said}" if name is not None else said
-    remedy = remedy or _REMEDIES.get(error.errno or 0)
-    return f"{told}; {remedy}" if remedy else told
+@contextlib.contextmanager
+def files_in(folder: str) -> Iterator[None]:
+    """Have a full disk named by ``folder``, where everything lies that is written inside the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or not is_full(error) or _is_of_stdout(error):
+            raise
+        raise SystemFailure(detail=explain(error, os.fsencode(folder))) from error
 
 
 def internal_failure(error: Exception) -> MirrorkeepError:
@@ -72,7 +66,7 @@ def drop_stdout() -> None:
 def _is_of_stdout(error: OSError) -> bool:
     """Return whether the error comes from what a command prints; files that it writes have a name."""
     modules = [frame.f_globals.get("__name__", "") for frame in _frames(error)]
-    return error.errno in _FULL and modules[-1].startswith(("click.", "mirrorkeep.cli."))
+    return is_full(error) and modules[-1].startswith(("click.", "mirrorkeep.cli."))
 
 
 def _frames(error: Exception) -> list[FrameType]:
@@ -82,10 +76,6 @@ def _frames(error: Exception) -> list[FrameType]:
         frames.append(step.tb_frame)
         step = step.tb_next
     return frames
-
-
-def _on_one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _show_traceback() -> None:

@@ -16,6 +16,7 @@ import click
 
 from mirrorkeep.errors import printable
 from mirrorkeep.manifest import keys
+from mirrorkeep.tree.local_errors import is_full, local_errors
 
 
 def as_text(raw: bytes) -> str:
@@ -41,7 +42,10 @@ def print_json(item: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def target_stream(output: str | None) -> Iterator[BinaryIO]:
-    """Yield the stream to write to; a named file appears only when everything was written."""
+    """Yield the stream to write to; a named file appears only when everything was written.
+
+    Raises SystemFailure when the file cannot be written.
+    """
     if output is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -53,9 +57,12 @@ def target_stream(output: str | None) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(unfinished, output)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.unlink(unfinished)
+        if isinstance(error, OSError) and (is_full(error) or error.filename == unfinished):
+            with local_errors(output, "name another file with --output"):
+                raise
         raise
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from mirrorkeep.cli.last_resort import files_in
 from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
 from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
 from mirrorkeep.errors import BadUsage, NotFound
@@ -62,6 +64,9 @@ def restore(
     """
     from mirrorkeep.sync.restore import Restore, RestoreSource, SnapshotSource
 
+    if os.path.islink(destination) and not os.path.exists(destination):
+        shown = show_path(os.fsencode(destination))
+        raise BadUsage(detail=f"{shown} is a link to {os.readlink(destination)}, which does not exist")
     source: RestoreSource
     if is_url(target):
         client = open_client(target, token_file, ca)
@@ -80,7 +85,8 @@ def restore(
         overwrite_newer=overwrite_newer,
         seed=seed,
     )
-    result = run.execute()
+    with files_in(tempfile.gettempdir()):
+        result = run.execute()
     reporter.clear()
     not_set = run.not_set.most_common()
     if as_json:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mirrorkeep.cli.last_resort import files_in
 from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
 from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
-from mirrorkeep.errors import VerdictRefused
+from mirrorkeep.errors import BadUsage, VerdictRefused
 from mirrorkeep.sync.options import RunOptions, RunResult
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     epilog="Example:  mirrorkeep sync /home https://store.example:8443/volumes/laptop --wait",
     short_help="Mirror a folder to a store or a directory.",
 )
-@click.argument("source", type=click.Path(exists=True, file_okay=False))
+@click.argument("source", type=click.Path(exists=True))
 @click.argument("target")
 @click.option("--state", type=click.Path(file_okay=False), help="Folder for what is remembered between runs.")
 @click.option(
@@ -80,7 +81,7 @@ def sync(
     from mirrorkeep.sync.rules import make_rules
     from mirrorkeep.sync.state import State, default_state_folder
 
-    source = os.path.realpath(source)
+    source = _folder(source)
     options = RunOptions(
         digest=given["digest"],
         threads=given["threads"],
@@ -103,7 +104,8 @@ def sync(
         return _show_plan(Plan(source, session, folder, target, options, reporter, tell), as_json)
     refused: VerdictRefused | None = None
     with State(folder, source, target) as state:
-        run, result = execute_run(lambda: MirrorRun(source, session, state, options, reporter))
+        with files_in(state.folder):
+            run, result = execute_run(lambda: MirrorRun(source, session, state, options, reporter))
         if given["wait"] and client is not None and result.snapshot:
             try:
                 result.verdict = _await_verdict(client, result.snapshot, state)
@@ -128,6 +130,14 @@ def _await_verdict(client: StoreClient, snapshot: str, state: State) -> str:
     answer = wait_for_verdict(client, snapshot, since=trust.head)
     trust.check(answer, snapshot, state.manifest_digest())
     return str(answer["verdict"])
+
+
+def _folder(source: str) -> str:
+    """Return the real path of SOURCE; raises BadUsage when it is no folder."""
+    if not os.path.isdir(source):
+        shown = show_path(os.fsencode(source))
+        raise BadUsage(detail=f"{shown} is no folder; name the folder whose contents are to be mirrored")
+    return os.path.realpath(source)
 
 
 def _open_session(client: StoreClient | None, source: str, target: str) -> tuple[RunSession, str]:

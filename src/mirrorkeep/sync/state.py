@@ -33,8 +33,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from mirrorkeep.errors import MirrorkeepError
+from mirrorkeep.tree.local_errors import local_errors
 from mirrorkeep.tree.processes import is_alive
 
+ELSEWHERE: Final = "name another folder with --state"
 LEAVING_S: Final = 60.0
 """How long the workers of a run that was killed may take to notice."""
 
@@ -123,8 +125,9 @@ class State(StateReader):
 
     def __init__(self, folder: str, source: str, target: str) -> None:
         super().__init__(folder, source, target)
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self._lock = lock_alone(os.path.join(self.folder, "lock"), source, target)
+        with local_errors(self.folder, ELSEWHERE):
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            self._lock = lock_alone(os.path.join(self.folder, "lock"), source, target)
         self._flush: _Flush | None = None
         self.signatures = os.path.join(self.folder, "signatures")
         self.work = os.path.join(self.folder, "work")
@@ -212,11 +215,12 @@ class State(StateReader):
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         path = os.path.join(self.folder, name)
-        with open(path + ".new", "wb") as stream:
-            stream.write(json.dumps(value).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(path + ".new", path)
+        with local_errors(path):
+            with open(path + ".new", "wb") as stream:
+                stream.write(json.dumps(value).encode() + b"\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(path + ".new", path)
 
 
 class _Flush(threading.Thread):
@@ -234,10 +238,11 @@ class _Flush(threading.Thread):
             self._error = error
 
     def finish(self) -> None:
-        """Wait for it; raises OSError when the disk did not take the file."""
+        """Wait for it; raises SystemFailure when the disk did not take the file."""
         self.join()
         if self._error is not None:  # only once does the system tell
-            raise self._error
+            with local_errors(self.path):
+                raise self._error
 
 
 def lock_alone(path: str | bytes, source: str, target: str | bytes) -> int:

@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from mirrorkeep.errors import MirrorkeepError, NotAuthenticated, StoreUnreachable, error_for_code
+from mirrorkeep.tree.local_errors import local_errors
 from mirrorkeep.tree.target import Target, clean_token
 from mirrorkeep.tree.tls import TlsConnection
 
@@ -185,12 +186,15 @@ class StoreClient:
                 self.disconnect()
 
     def save(self, url: str, path: str) -> None:
-        """GET into a file, from the beginning again when the answer breaks off; raises StoreUnreachable."""
+        """GET into a file, from the beginning again when the answer breaks off.
+
+        Raises StoreUnreachable, SystemFailure when the file cannot be written.
+        """
         tries_left = STREAM_TRIES
         while True:
             tries_left -= 1
             try:
-                with open(path + ".new", "wb") as stream:
+                with local_errors(path), open(path + ".new", "wb") as stream:
                     for block in self.stream_url(url):
                         stream.write(block)
             except StoreUnreachable as error:
