@@ -26,7 +26,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,10 +34,11 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
-from mirrorkeep.errors import AlreadyExists, BadUsage, MirrorkeepError, NotFound, StorageFailure
+from mirrorkeep.errors import AlreadyExists, MirrorkeepError, NotFound, StorageFailure
 from mirrorkeep.server.api import uploads_folder
 from mirrorkeep.server.app import App, create_app
 from mirrorkeep.server.balance import Balance
+from mirrorkeep.server.listen import Listen, reserved
 from mirrorkeep.store.pool import Store
 from mirrorkeep.tree.allocator import collect_rarely, keep_freed_memory
 
@@ -57,38 +57,16 @@ BODY_PIECE_BYTES: Final = 1024 * 1024
 log = logging.getLogger("mirrorkeep.server")
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """A listen address; port 0 is replaced by a free one before anything listens."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Listen:
-        """Read ``HOST:PORT`` or ``[IPV6]:PORT``; raises BadUsage."""
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not colon or not port.isdigit() or int(port) > 65535:
-            raise BadUsage(detail=f"{text}: an address is HOST:PORT")
-        return cls(host or "0.0.0.0", int(port))
-
-    @property
-    def shown(self) -> str:
-        """``HOST:PORT`` for URLs."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
 def serve(data: str, listen: str, workers: int) -> None:
     """Serve the store at ``data`` until SIGTERM or SIGINT.
 
-    Raises NotFound, AlreadyExists (somebody serves it already), StorageFailure, BadUsage.
+    Raises NotFound, AlreadyExists (somebody serves it already), AddressInUse, StorageFailure, BadUsage.
     """
     data = os.path.abspath(data)
     address = Listen.parse(listen)
     if not os.path.isdir(data):
         raise NotFound(what=f"a store at {data}")
-    with _taken(data), _reserved(address) as address:
+    with _taken(data), reserved(address) as address:
         store = Store.open(data)
         store.recover()
         shutil.rmtree(uploads_folder(data), ignore_errors=True)
@@ -308,20 +286,6 @@ def _lock_within(fd: int, seconds: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def _reserved(address: Listen) -> Iterator[Listen]:
-    """Find out the port and keep others from it; workers bind beside this socket (SO_REUSEPORT)."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            holder.bind((address.host, address.port))
-        except OSError as error:
-            raise BadUsage(detail=f"cannot listen on {address.shown}: {error.strerror}") from None
-        yield Listen(address.host, holder.getsockname()[1])
 
 
 def _announce(address: Listen) -> None:
