@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -50,7 +51,16 @@ def open_client(target: str, token_file: str | None, ca: str | None) -> StoreCli
             raise BadUsage(detail=f"cannot read the token from {token_file}: {error.strerror}") from error
     if ca and not os.path.exists(ca):
         raise BadUsage(detail=f"there is no CA certificate at {ca}")
-    return StoreClient.from_target(target, token, ca)
+    client = StoreClient.from_target(target, token, ca)
+    context = click.get_current_context(silent=True)
+    if context is None or not context.params.get("as_json"):
+        client.tell_waiting = partial(_tell, process=os.getpid())
+    return client
+
+
+def _tell(message: str, *, process: int) -> None:
+    if os.getpid() == process:  # workers would each say the same
+        click.echo(f"mirrorkeep: {message}", err=True)
 
 
 def is_url(target: str) -> bool:

@@ -3,7 +3,8 @@
 One :class:`StoreClient` speaks for one target (a part of a volume).  It keeps one connection a thread,
 opened on first use, so forked workers and their threads never share one.  Every request of the
 protocol may be repeated, so a connection that breaks is opened anew and the request sent again, with
-jittered back-off, until ``patience_s`` has passed (TX-25).
+jittered back-off, until ``patience_s`` has passed (TX-25).  Where nobody listens, and the store has not
+answered this client yet, that is a wrong address or a store that is down, and it gives up much sooner.
 
 Plain ``http.client`` rather than a pool library: connections are few and long, and 50 ms less start-up
 counts in a run that finds nothing changed (docs/adr/0002).
@@ -20,18 +21,20 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from mirrorkeep.errors import MirrorkeepError, NotAuthenticated, StoreUnreachable, error_for_code
+from mirrorkeep.errors import BadUsage, MirrorkeepError, NotAuthenticated, StoreUnreachable, error_for_code
 from mirrorkeep.tree.local_errors import local_errors
 from mirrorkeep.tree.target import Target, clean_token
 from mirrorkeep.tree.tls import TlsConnection
 
 TIMEOUT_S: Final = 120.0
 PATIENCE_S: Final = 60.0
+REFUSED_PATIENCE_S: Final = 6.0
+"""How long a store is tried that answered nothing yet and refuses connections: it starts again in five."""
 STREAM_TRIES: Final = 8
 """How often an answer that breaks off in the middle is asked for."""
 _SAFE: Final = "/!$'()*+,;=:@-._~"
@@ -81,6 +84,9 @@ class StoreClient:
         self._context: ssl.SSLContext | None = None
         self._local = threading.local()
         self.sent_bytes = 0
+        self.tell_waiting: Callable[[str], None] | None = None
+        """Told once, when the store does not answer and the client goes on trying for a while."""
+        self._has_answered = False
 
     @classmethod
     def from_target(cls, url: str, token: str | None = None, ca: str | None = None) -> StoreClient:
@@ -123,21 +129,16 @@ class StoreClient:
 
         Repeats after broken connections and retryable 5xx until patience ends: StoreUnreachable.
         """
-        deadline = time.monotonic() + self.patience_s
+        started = time.monotonic()
+        deadline = started + self.patience_s
         pause_s = 0.1
         while True:
             try:
                 answer = self._once(method, url, body, headers or {})
             except (OSError, http.client.HTTPException) as error:
-                self.disconnect()
-                if isinstance(error, ssl.SSLCertVerificationError):
-                    raise StoreUnreachable(
-                        url=self.target.origin,
-                        detail=f"its certificate is not trusted ({error.verify_message}); give --ca",
-                    ) from error
-                if time.monotonic() + pause_s > deadline:
-                    raise StoreUnreachable(url=self.target.origin, detail=_reason(error)) from error
+                self._take_failure(error, started, pause_s)
             else:
+                self._has_answered = True
                 if answer.status < 400 or answer.status in allow:
                     return answer
                 problem = _problem(answer)
@@ -225,7 +226,7 @@ class StoreClient:
             connection = None
         if connection is None:
             if self._context is None:
-                self._context = ssl.create_default_context(cafile=self._ca)
+                self._context = _trusting(self._ca)
             connection = TlsConnection(
                 self.target.host, self.target.port, timeout_s=TIMEOUT_S, context=self._context
             )
@@ -251,7 +252,7 @@ class StoreClient:
     def _open(
         self, method: str, url: str, body: bytes | None, headers: dict[str, str]
     ) -> tuple[TlsConnection, http.client.HTTPResponse]:
-        deadline = time.monotonic() + self.patience_s
+        started = time.monotonic()
         pause_s = 0.1
         while True:
             try:
@@ -259,16 +260,33 @@ class StoreClient:
                 connection.request(method, url, body, self._headers(headers))
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
-                self.disconnect()
-                if time.monotonic() + pause_s > deadline:
-                    raise StoreUnreachable(url=self.target.origin, detail=_reason(error)) from error
+                self._take_failure(error, started, pause_s)
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(pause_s * 2, 5.0)
                 continue
+            self._has_answered = True
             if response.status >= 400:
                 answer = Answer(response.status, {}, response.read())
                 raise _problem(answer)
             return connection, response
+
+    def _take_failure(self, error: Exception, started: float, pause_s: float) -> None:
+        """Let go of a connection that failed; raises StoreUnreachable when it is not worth trying again."""
+        self.disconnect()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise StoreUnreachable(
+                url=self.target.origin,
+                detail=f"its certificate is not trusted ({error.verify_message}); give --ca",
+            ) from error
+        patience_s = self.patience_s
+        if isinstance(error, ConnectionRefusedError) and not self._has_answered:
+            patience_s = min(patience_s, REFUSED_PATIENCE_S)
+        left_s = started + patience_s - time.monotonic()
+        if pause_s > left_s:
+            raise StoreUnreachable(url=self.target.origin, detail=_reason(error)) from error
+        tell, self.tell_waiting = self.tell_waiting, None
+        if tell is not None:
+            tell(f"cannot reach {self.target.origin}: {_reason(error)}; trying for up to {left_s:.0f} s more")
 
 
 def _query(query: dict[str, Any]) -> str:
@@ -279,6 +297,16 @@ def _query(query: dict[str, Any]) -> str:
         raw = value if isinstance(value, bytes) else str(value).encode()
         pairs.append(f"{key}={quote(raw, safe='')}")
     return "?" + "&".join(pairs) if pairs else ""
+
+
+def _trusting(ca: str | None) -> ssl.SSLContext:
+    """Return a context that trusts the certificates of a file; raises BadUsage when it holds none."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError as error:
+        raise BadUsage(detail=f"{ca} holds no certificate (PEM) to trust the store by") from error
+    except OSError as error:
+        raise BadUsage(detail=f"{ca}, the certificate to trust, cannot be read: {error.strerror}") from error
 
 
 def _reason(error: BaseException) -> str:

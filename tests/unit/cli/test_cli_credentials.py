@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from mirrorkeep.cli.snapshots import snapshots
-from mirrorkeep.errors import BadUsage
+from mirrorkeep.errors import BadUsage, StoreUnreachable
 
 URL = "https://127.0.0.1:1/volumes/y"
 
@@ -18,3 +18,11 @@ def test_a_token_file_without_one_token_does_not_fall_back_to_the_environment(he
     done = CliRunner().invoke(snapshots, [URL, "--token-file", str(tmp_path / "token")])
     assert isinstance(done.exception, BadUsage)
     assert str(tmp_path / "token") in str(done.exception) and "two" not in str(done.exception)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_people_are_told_at_once_that_the_store_does_not_answer(as_json, monkeypatch):
+    monkeypatch.setattr("mirrorkeep.tree.client.REFUSED_PATIENCE_S", 0.3)
+    done = CliRunner().invoke(snapshots, [URL, *(["--json"] if as_json else [])])
+    assert isinstance(done.exception, StoreUnreachable)
+    assert ("cannot reach 127.0.0.1:1" in done.stderr) is not as_json
