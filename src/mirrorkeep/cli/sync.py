@@ -160,6 +160,8 @@ def _show_plan(plan: Plan, as_json: bool) -> int:
             f"{result.entries:,} entries: {result.new:,} new, {result.changed:,} changed,"
             f" {result.removed:,} removed, {result.unchanged:,} unchanged; nothing was done"
         )
+    if plan.stop is not None:
+        raise plan.stop
     return 3 if result.failed else 0
 
 

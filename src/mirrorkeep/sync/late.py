@@ -32,6 +32,7 @@ from mirrorkeep.tree.walk import blob_stat
 
 if TYPE_CHECKING:
     from mirrorkeep.sync.mirror import MirrorRun
+    from mirrorkeep.sync.options import RunOptions
 
 _NUMBER: Final = struct.Struct(">Q")
 _SOURCE, _TARGET = b"\0", b"\1"
@@ -235,14 +236,12 @@ class LatePhases:
         self.removed = max(0, self._removals - self._moved)
 
     def _guard(self, old_entries: int) -> None:
-        going = self._removals - self._moved
-        limit = int(self._run.options.delete_limit * old_entries)
-        nothing_left = going > 0 and self._run.result.entries <= 1
-        if self._run.options.allow_deletes or not (nothing_left or going > max(limit, FEW_DELETIONS)):
-            return
-        self._run.commit()
-        self._dispatch.wait()
-        raise DeletionGuard(removed=going, total=old_entries, limit=limit)
+        going, left = self._removals - self._moved, self._run.result.entries
+        stop = guard_deletions(self._run.options, going=going, total=old_entries, left=left)
+        if stop is not None:
+            self._run.commit()
+            self._dispatch.wait()
+            raise stop
 
     def _refused(self, frame: Frame, failure: Failure) -> None:
         path = parse_record(frame.line, check=False).path
@@ -335,6 +334,15 @@ class LatePhases:
                 if row[:1] in tags:
                     queue.add(Frame(op, row[1:]))
             queue.finish()
+
+
+def guard_deletions(options: RunOptions, *, going: int, total: int, left: int) -> DeletionGuard | None:
+    """Return what stops a run that would delete ``going`` of ``total`` entries and leave ``left``."""
+    limit = int(options.delete_limit * total)
+    nothing_left = going > 0 and left <= 1
+    if options.allow_deletes or not (nothing_left or going > max(limit, FEW_DELETIONS)):
+        return None
+    return DeletionGuard(removed=going, total=total, limit=limit)
 
 
 def _same_content(source_line: bytes, blob: bytes) -> bool:

@@ -4,7 +4,8 @@ No run is begun and nothing is written, neither on the target nor in the client'
 has to be fetched lies in a temporary folder while it is read.  Where the state has a manifest no target is
 needed at all, and what the plan says holds as long as nobody else wrote to the target.
 
-A renamed entry shows as one new and one removed; which content could stay is only known when it is read.
+A renamed entry shows as one new and one removed; which content could stay is only known when it is read.  For
+the guard a file counts as renamed that is known by its inode, size and time, as a run knows it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from mirrorkeep.errors import MalformedManifest, MirrorkeepError, NotFound, SourceUnmounted
+from mirrorkeep.errors import DeletionGuard, MalformedManifest, MirrorkeepError, NotFound, SourceUnmounted
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.reader import ManifestReader
@@ -24,6 +26,7 @@ from mirrorkeep.sync.detect import Detector
 from mirrorkeep.sync.index import Head, OldSide, build_index, empty_old_side, open_index
 from mirrorkeep.sync.journal import Stretch
 from mirrorkeep.sync.large import base_fields, hash_content
+from mirrorkeep.sync.late import guard_deletions
 from mirrorkeep.sync.mirror import kind_of_blob
 from mirrorkeep.sync.options import RunOptions, RunResult
 from mirrorkeep.sync.orders import same_facts
@@ -60,6 +63,10 @@ class Plan:
         self._tell = tell
         self._tree = NativeTree(source, digest=options.digest)
         self.result = RunResult(status="planned")
+        self.stop: DeletionGuard | None = None
+        """What would stop the run before it deletes anything."""
+        self._going = 0
+        self._gone, self._came = array("q"), array("q")
 
     def execute(self) -> RunResult:
         """Compare and tell; raises what the source or the target raises."""
@@ -75,6 +82,8 @@ class Plan:
             mounts = self._options.mounts(source, self._state.mounts())
             detector.run(walk(source, keep=keep, one_file_system=one, mounts=mounts))
             self.result.entries = detector.entries
+            going = self._going - len(set(self._gone).intersection(self._came))
+            self.stop = guard_deletions(self._options, going=going, total=old.entries, left=detector.entries)
         result = self.result
         result.unchanged = result.entries - result.new - result.changed
         result.seconds = time.monotonic() - started
@@ -131,8 +140,13 @@ class Plan:
 
     def changed(self, path: bytes, blob: bytes, head: Head, *, forced: bool, doubted: bool) -> None:
         """Look whether an entry that may differ does."""
+        kind, old_kind = kind_of_blob(blob), kind_of(head.line)
+        if kind != old_kind:
+            self._going += 1
+        if kind != old_kind or _file_key(head.line) != _blob_key(blob):
+            self._note(head.line, blob)
         try:
-            differs = kind_of_blob(blob) != kind_of(head.line) or self._differs(path, blob, head.line)
+            differs = kind != old_kind or self._differs(path, blob, head.line)
         except MirrorkeepError as error:
             self.unreadable(path, str(error))
             return
@@ -143,11 +157,14 @@ class Plan:
     def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
         """Tell of an entry that the target lacks."""
         self.result.new += 1
+        self._note(b"", blob)
         self._tell(NEW, path)
 
     def removed(self, path: bytes, line: bytes) -> None:
         """Tell of an entry that the source no longer has."""
         self.result.removed += 1
+        self._going += 1
+        self._note(line, b"")
         self._tell(REMOVED, path)
 
     def unreadable(self, path: bytes, detail: str) -> None:
@@ -162,6 +179,13 @@ class Plan:
 
     def undecided(self, record: Record) -> None:
         """Nothing to tell: a plan looks at no patch."""
+
+    def _note(self, gone: bytes, came: bytes) -> None:
+        """Note a file that is no longer where its record says, and one that was not there before."""
+        if gone and (key := _file_key(gone)):
+            self._gone.append(key)
+        if came and kind_of_blob(came) == keys.FILE and (key := _blob_key(came)):
+            self._came.append(key)
 
     def _differs(self, path: bytes, blob: bytes, line: bytes) -> bool:
         """Compare metadata, and the content of a file whose times may have been too young to tell."""
@@ -180,3 +204,18 @@ class Plan:
         finally:
             os.close(fd)
         return base_fields(digest, self._options.digest)[keys.HASH] != old.hash
+
+
+def _file_key(line: bytes) -> int:
+    """Return what knows a file again under another name, 0 where its record does not say."""
+    record = parse_record(line, check=False)
+    inode = record.fields.get(keys.INODE, b"")
+    known = record.kind == keys.FILE and inode.isdigit() and record.size > 0 and record.hash
+    return hash((int(inode), record.size, record.mtime_ns)) if known else 0
+
+
+def _blob_key(blob: bytes) -> int:
+    """Return the same of a file that the walk met, 0 where a run would not look for it."""
+    facts = blob_stat(blob)
+    known = facts.size_bytes > 0 and facts.links == 1
+    return hash((facts.inode, facts.size_bytes, facts.mtime_ns)) if known else 0

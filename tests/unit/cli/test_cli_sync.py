@@ -1,0 +1,64 @@
+"""``sync`` as people use it: what a dry run says, and what is said of a verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for number in range(60):
+        place = tmp_path / "src" / f"d{number % 3}" / f"f{number}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"%d" % number)
+        os.utime(place, ns=(10**18 + number, 10**18 + number))
+    return tmp_path / "src"
+
+
+def sync(source: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    place = source.parent
+    words = ["sync", str(source), str(place / "copy"), "--state", str(place / "state"), "--json", *options]
+    command = [sys.executable, "-m", "mirrorkeep.cli.main", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def last(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def test_a_dry_run_says_that_the_guard_would_stop_the_run(source):
+    sync(source)
+    shutil.rmtree(source / "d0")
+    shutil.rmtree(source / "d1")
+    planned, stopped = sync(source, "--dry-run"), sync(source)
+    assert planned.returncode == stopped.returncode == 6
+    assert last(planned) == last(stopped) and last(planned)["code"] == "deletion_guard"
+    meant = sync(source, "--dry-run", "--allow-deletes")
+    assert meant.returncode == 0 and last(meant)["removed"] == 42
+
+
+def test_a_dry_run_does_not_take_renames_for_deletions(source):
+    sync(source)
+    for name in ("d0", "d1", "d2"):
+        (source / name).rename(source / f"new-{name}")
+    assert sync(source, "--dry-run").returncode == sync(source).returncode == 0
+
+
+def test_a_dry_run_of_new_files_in_the_place_of_others_is_stopped_as_the_run_is(source):
+    sync(source)
+    for place in sorted(source.rglob("f*")):
+        place.unlink()
+    for number in range(60):
+        (source / f"other{number}").write_bytes(b"another %d" % number)
+    planned, stopped = sync(source, "--dry-run"), sync(source)
+    assert planned.returncode == stopped.returncode == 6
+    assert last(planned) == last(stopped)
