@@ -92,8 +92,8 @@ class ConsoleReporter:
             emit({"event": "failure", "path": text, "code": code, "detail": detail})
         else:
             shown = show_path(path)
-            sys.stderr.write(detail if shown in detail else f"{shown}: {detail}")
-            sys.stderr.write("\n")
+            named = detail.startswith((f"{shown}: ", f"{shown} changed "))
+            sys.stderr.write((detail if named else f"{shown}: {detail}") + "\n")
 
     def clear(self) -> None:
         """Take the moving line away."""
