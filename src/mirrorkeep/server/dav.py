@@ -62,12 +62,12 @@ def get(call: Call) -> Response:
     """Answer with a file, a range of it, the text of a link, or a short index of a collection."""
     children = virtual.children(call)
     if children is not None:
-        return _index(call.address.path or b"/", ((name, True) for name in children))
+        return _index(call, call.address.path or b"/", ((name, True) for name in children))
     place = call.reading()
     entry = place.tree.stat(place.path)
     if entry.kind == keys.DIRECTORY:
         names = ((one.name, one.kind == keys.DIRECTORY) for one in place.tree.list(place.path))
-        return _index(place.path or b"/", names)
+        return _index(call, place.path or b"/", names)
     if call.address.slash:
         raise NotAllowedHere(path=place.path, detail="this is no collection")
     if entry.kind == keys.FILE:
@@ -151,20 +151,28 @@ def _pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
         yield piece
 
 
-def _index(title: bytes, names: Iterator[tuple[bytes, bool]]) -> Response:
-    """Answer with a plain page of links; for people, machines use PROPFIND."""
+def _index(call: Call, title: bytes, names: Iterator[tuple[bytes, bool]]) -> Response:
+    """Answer with a plain page of links; for people, machines use PROPFIND.
+
+    A browser takes the last name of a URL without a slash for a file's: then the links begin with that name.
+    """
     shown = html.escape(title.decode("utf-8", "replace"))
+    last = b"" if call.address.slash else call.request.raw_path.rpartition(b"/")[2] + b"/"
     response = Response(200, [(b"content-type", _HTML)], compressible=True)
-    response.stream = _index_pieces(shown, names)
+    response.stream = _index_pieces(shown, _escaped(last), names)
     return response
 
 
-def _index_pieces(title: str, names: Iterator[tuple[bytes, bool]]) -> Iterator[bytes]:
+def _escaped(href: bytes) -> str:
+    return href.decode("ascii", "replace").replace("&", "&amp;").replace("'", "%27")
+
+
+def _index_pieces(title: str, stem: str, names: Iterator[tuple[bytes, bool]]) -> Iterator[bytes]:
     rows = [f"<!DOCTYPE html><meta charset=utf-8><title>{title}</title><h1>{title}</h1><ul>\n"]
     size = 0
     for name, collection in names:
         slash = "/" if collection else ""
-        href = quote_path(name).decode("ascii").replace("&", "&amp;").replace("'", "%27")
+        href = stem + _escaped(quote_path(name))
         row = f"<li><a href='./{href}{slash}'>{html.escape(name.decode('utf-8', 'replace'))}{slash}</a>\n"
         rows.append(row)
         size += len(row)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import html
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from urllib.parse import urljoin
 
 import pytest
 
@@ -302,3 +305,15 @@ def test_allow_lists_the_extension_verbs(edge: Edge, base: str) -> None:
     assert reply.headers["ms-author-via"] == "DAV"
     refused = edge("BREW", base)
     assert refused.status == 405 and "PUT" in refused.headers["allow"]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_links_of_an_index_lead_into_the_folder_with_and_without_a_slash(
+    edge: Edge, base: str, slash: str
+) -> None:
+    folder = f"{base}/a%20b%26'c"
+    edge("MKCOL", folder)
+    edge("PUT", f"{folder}/f%3F.txt", b"content")
+    page = edge("GET", folder + slash).body.decode()
+    [link] = re.findall("<a href='([^']*)'", page)
+    assert edge("GET", urljoin(folder + slash, html.unescape(link))).body == b"content"
