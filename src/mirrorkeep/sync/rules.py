@@ -6,13 +6,17 @@ removed from the mirror when it was there before.
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mirrorkeep.errors import BadUsage
 from mirrorkeep.tree.walk import Keep
+
+if TYPE_CHECKING:
+    from mirrorkeep.sync.gitignore import Excluded
 
 CACHE_TAG = b"CACHEDIR.TAG"
 CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
@@ -25,32 +29,29 @@ def make_rules(patterns: Sequence[str], files: Sequence[str], *, caches: bool) -
 
     Raises BadUsage for a pattern that makes no sense.
     """
-    lines = list(patterns)
+    lines = [os.fsencode(pattern) for pattern in patterns]
     for name in files:
-        with open(name, encoding="utf-8", errors="surrogateescape") as stream:
-            lines += stream.read().splitlines()
+        with open(name, "rb") as stream:
+            lines += stream.read().removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not lines and not caches:
         return None
     excluded = _compile(lines) if lines else None
 
     def keep(path: bytes, is_directory: bool, dir_fd: int) -> bool:
-        if excluded is not None:
-            text = os.fsdecode(path)
-            if excluded(text + "/" if is_directory else text):
-                return False
+        if excluded is not None and excluded(path, is_directory):
+            return False
         return not (caches and is_directory and _is_cache(path.rpartition(b"/")[2], dir_fd))
 
     return keep
 
 
-def _compile(lines: list[str]):  # type: ignore[no-untyped-def]
-    import pathspec
+def _compile(lines: list[bytes]) -> Excluded:
+    from mirrorkeep.sync.gitignore import compile_patterns
 
     try:
-        spec = pathspec.GitIgnoreSpec.from_lines(lines)
-    except Exception as error:
+        return compile_patterns(lines)
+    except ValueError as error:
         raise BadUsage(detail=f"a pattern makes no sense: {error}") from error
-    return spec.match_file
 
 
 def _is_cache(name: bytes, dir_fd: int) -> bool:
