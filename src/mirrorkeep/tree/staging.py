@@ -18,6 +18,7 @@ import os
 import re
 import stat as stat_module
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
@@ -69,6 +70,19 @@ class Staging:
         except FileNotFoundError:
             return False
         return True
+
+    def names(self) -> Iterator[bytes]:
+        """Yield what is in the folder now; raises OSError.
+
+        Listed through a descriptor of its own: btrfs leaves out what was made since a descriptor was opened.
+        """
+        fd = os.open(b".", OPEN_DIRECTORY, dir_fd=self.fd)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    yield os.fsencode(entry.name)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -158,8 +172,7 @@ class Staging:
         youngest: dict[bytes, int] = {}
         members: dict[bytes, list[bytes]] = {}
         removed = 0
-        for entry in os.scandir(self.fd):
-            name = os.fsencode(entry.name)
+        for name in self.names():
             if name.startswith(MOVE_LOG):
                 continue
             match = _GROUP.match(name)
@@ -169,7 +182,7 @@ class Staging:
                 removed += 1
                 continue
             try:
-                status = entry.stat(follow_symlinks=False)
+                status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
             members.setdefault(group, []).append(name)

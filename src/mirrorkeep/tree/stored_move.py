@@ -215,7 +215,7 @@ def recover(placement: Placement) -> int:
     staging = placement.staging
     if not staging.exists():
         return 0
-    logs = [name for name in map(os.fsencode, os.listdir(staging.fd)) if name.startswith(MOVE_LOG)]
+    logs = [name for name in staging.names() if name.startswith(MOVE_LOG)]
     for log in sorted(logs):
         logged = _read_log(staging.fd, log)
         if logged is not None:

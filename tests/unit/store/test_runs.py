@@ -25,12 +25,14 @@ from mirrorkeep.errors import (
     StorageFailure,
     StoreRestarted,
 )
+from mirrorkeep.manifest.record import format_record
 from mirrorkeep.store import runs
 from mirrorkeep.store.driver import Usage
 from mirrorkeep.store.intake import distrust_damaged_manifest
 from mirrorkeep.store.pool import Store
 from mirrorkeep.store.snapshot import snapshot_now, tip_changed_since_snapshot
 from mirrorkeep.store.volume import Part
+from mirrorkeep.tree.protocol import Segment
 from tests.unit.store.part_at_work import close, digest_of, header_of, make_store, manifest_of
 
 SMALL = manifest_of([b"a", b"b/c"])
@@ -106,6 +108,21 @@ def test_a_newer_run_shuts_out_the_older_at_once(part: Part) -> None:
         close(part, old, SMALL)
     runs.abandon_run(part, old.run)
     runs.check_run(part, header_of(new))
+
+
+def test_a_newer_run_removes_what_the_older_ones_had_staged(any_store: Store) -> None:
+    part = any_store.create_volume("laptop").part(b"", create=True)
+    staging = Path(part.root, ".mirrorkeep", ".mirrorkeep.staging")
+    line = format_record(b"large", {b"type": b"file", b"st_size": b"4"})
+    for _ in range(3):  # the process that begins has the staging folder open since the first one
+        runs.begin_run(part, "", {})
+        assert not staging.exists() or list(staging.iterdir()) == []
+        old = part.tree().begin(line, on_base=False)
+        old.write(Segment(0, 4), b"data", delta=False, digest=None)
+    runs.begin_run(part, "", {})
+    assert list(staging.iterdir()) == []
+    with pytest.raises(NotFound):
+        old.finish(line, [Segment(0, 4)])
 
 
 def test_a_forged_epoch_does_not_pass(part: Part) -> None:

@@ -165,3 +165,28 @@ def test_a_move_that_fails_leaves_what_it_was_to_replace(
                 assert read(tree, b"b") == b"2"
                 assert read(tree, b"file") == b"1"
                 assert tree.stat(b"node").kind == b"fifo"
+
+
+@pytest.mark.root
+@pytest.mark.btrfs
+def test_a_tree_that_is_open_finds_the_move_that_another_process_left(
+    btrfs_mount: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = btrfs_mount / "root"
+    root.mkdir()
+    with StoredTree(str(root)) as here:
+        write(here, b"c", b"other")
+        assert here.recover() == 0
+        with StoredTree(str(root)) as other, monkeypatch.context() as patch:
+            write(other, b"a", b"first")
+
+            def dying(*_: object, **_named: object) -> None:
+                raise Killed
+
+            patch.setattr(stored_move, "_undo", lambda *_: None)
+            patch.setattr(type(other.placement.staging), "discard", lambda *_: None)
+            patch.setattr(os, "unlink", dying)
+            with pytest.raises(Killed):
+                other.move(b"a", b"b", True)
+        assert here.recover() == 1
+        assert (read(here, b"a"), read(here, b"b")) == (None, b"first")
