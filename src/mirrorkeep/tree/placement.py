@@ -134,6 +134,7 @@ class Placement:
             yield kept
             kept.trim()
             return
+        self.staging.renew()
         directories = Directories(self.root_fd)
         try:
             yield directories

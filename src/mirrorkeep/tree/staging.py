@@ -22,11 +22,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
-from mirrorkeep.tree.layout import HIDDEN, OPEN_DIRECTORY, STAGING, Directories
+from mirrorkeep.tree.layout import HIDDEN, OPEN_DIRECTORY, STAGING, Directories, storage_errors
 from mirrorkeep.tree.removal import remove_tree
 
 NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_STAGED: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLACE: Final = HIDDEN + b"/" + STAGING
 HELD: Final = b"h."
 TRANSACTION: Final = b"t."
 MOVE_LOG: Final = b"m."
@@ -51,22 +52,45 @@ class Staging:
     def fd(self) -> int:
         """Descriptor of the folder, which is made when it is missing; raises OSError."""
         if self._fd < 0:
-            directories = Directories(self._root_fd)
-            try:
-                hidden = directories.get(b"").open_hidden(make=True)
-                try:
-                    os.mkdir(STAGING, 0o700, dir_fd=hidden)
-                except FileExistsError:
-                    pass
-                self._fd = os.open(STAGING, OPEN_DIRECTORY, dir_fd=hidden)
-            finally:
-                directories.close()
+            self._fd = self._open()
         return self._fd
+
+    def _open(self) -> int:
+        directories = Directories(self._root_fd)
+        try:
+            hidden = directories.get(b"").open_hidden(make=True)
+            try:
+                os.mkdir(STAGING, 0o700, dir_fd=hidden)
+            except FileExistsError:
+                pass
+            return os.open(STAGING, OPEN_DIRECTORY, dir_fd=hidden)
+        finally:
+            directories.close()
+
+    def renew(self) -> None:
+        """Go over to the folder that is there now, if somebody took the one that is open away (about 2 us).
+
+        The descriptor keeps its number, for other threads are using it.  Raises NoSpace, StorageFailure.
+        """
+        if self._fd < 0:
+            return
+        try:
+            there = os.stat(_PLACE, dir_fd=self._root_fd, follow_symlinks=False)
+            if os.path.samestat(there, os.fstat(self._fd)):
+                return
+        except FileNotFoundError:
+            pass
+        with storage_errors(_PLACE):
+            fresh = self._open()
+        try:
+            os.dup2(fresh, self._fd, inheritable=False)
+        finally:
+            os.close(fresh)
 
     def exists(self) -> bool:
         """Say whether the folder is there, without making it."""
         try:
-            os.stat(HIDDEN + b"/" + STAGING, dir_fd=self._root_fd, follow_symlinks=False)
+            os.stat(_PLACE, dir_fd=self._root_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True

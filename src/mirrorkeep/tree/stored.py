@@ -85,6 +85,7 @@ class StoredTree:
 
     def resume(self, transaction_id: str) -> StoredTransaction:
         """Take up a transaction that any process began; raises NotFound."""
+        self.placement.staging.renew()
         return StoredTransaction(self.placement, transaction_id)
 
     # --- master ------------------------------------------------------------------------------
@@ -192,6 +193,7 @@ class StoredTree:
     def recover(self) -> int:
         """Finish logged moves; returns how many.  Before anything is served."""
         self.placement.check_writable()
+        self.placement.staging.renew()
         return stored_move.recover(self.placement)
 
     def empty_staging(self, older_than_s: float = 0.0) -> int:
@@ -200,4 +202,5 @@ class StoredTree:
         Logged moves stay for :meth:`recover`.  Transactions of this age are thereby expired.
         """
         self.placement.check_writable()
+        self.placement.staging.renew()
         return self.placement.staging.empty(older_than_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -579,3 +580,25 @@ def test_a_default_list_of_a_directory_reaches_no_child(tree: StoredTree, root: 
     assert tree.check(b"d/e/f", frame.line, content=True) == []
     assert os.listxattr(root / "d/e/f") == []
     assert os.listxattr(root / "d/e") == []
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_tree_that_is_open_outlives_its_staging_folder(tree: StoredTree, root: Path, moved: bool) -> None:
+    """Whoever held the old folder open would stage into nowhere."""
+    assert tree.apply([put(b"f", b"old")]) == []
+    assert tree.apply([put(b"f", b"older")]) == []
+    if moved:
+        (root / ".mirrorkeep").rename(root.parent / "elsewhere")
+    else:
+        shutil.rmtree(root / ".mirrorkeep")
+    for content in (b"new", b"newer"):
+        assert tree.apply([put(b"f", content)]) == []
+        assert (root / "f").read_bytes() == content
+        assert tree.check(b"f", file_line(b"f", content), content=True) == []
+    assert staged(root) == []
+    with StoredTree(str(root)) as other:
+        line = file_line(b"large", b"data")
+        begun = other.begin(line, on_base=False)
+        begun.write(Segment(0, 4), b"data", delta=False, digest=None)
+        tree.resume(begun.id).finish(line, [Segment(0, 4)])
+    assert (root / "large").read_bytes() == b"data"
