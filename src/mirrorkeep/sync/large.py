@@ -45,9 +45,11 @@ from mirrorkeep.errors import (
 )
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record, parse_record
+from mirrorkeep.sync.gaps import pieces_to_send
 from mirrorkeep.sync.orders import Wanted, is_altered
 from mirrorkeep.sync.session import WritableTree
 from mirrorkeep.sync.signing import wait_for_signatures
+from mirrorkeep.tree.metadata.sparse import Ranges, ranges_from_text
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Frame, Op, Segment, Transaction
 
@@ -140,6 +142,9 @@ class LargeTransfer:
             base = base_fields(known, self._master.digest) if signature is not None else {}
             sending = _Sending(self._slave, path, fd, status.st_size, signature, base, self._threads)
             sending.know(base_line if signature is not None else b"")
+            if keys.SPARSE in fields:
+                base_bytes = parse_record(base_line, check=False).size if signature is not None else 0
+                sending.skip_holes(ranges_from_text(fields[keys.SPARSE], status.st_size), base_bytes)
             try:
                 digest = sending.run(self._master.digest, digest, tell)
                 if not self._master.settled(status, fd):
@@ -223,6 +228,8 @@ class _Sending:
         self._written: list[Segment] = []
         self._digests: dict[Span, bytes] = {}
         self._known: dict[Span, bytes] = {}
+        self._ranges: Ranges | None = None
+        self._base_bytes = 0
         self._whole: _DigestInTurn | None = None
         self._stop = False
         self._read_bytes = 0
@@ -233,6 +240,10 @@ class _Sending:
         if value.startswith(b"%d:" % SEGMENT_BYTES):
             with contextlib.suppress(ValueError):
                 self._known = unpack_digests(value, parse_record(base_line, check=False).size)
+
+    def skip_holes(self, ranges: Ranges, base_bytes: int) -> None:
+        """Leave out the holes between ``ranges``, the data of the record, behind the end of the base."""
+        self._ranges, self._base_bytes = ranges, base_bytes
 
     def digests(self) -> bytes:
         """Return the digests of the segments, as the record names them; for after :meth:`run`."""
@@ -300,6 +311,11 @@ class _Sending:
             return
         digest = blake3(data).digest()
         self._digests[span] = digest[:DIGEST_BYTES]
+        if self._ranges is not None and segment.start >= self._base_bytes:
+            pieces = pieces_to_send(segment, bytes(data), self._ranges)
+            if pieces != [segment]:
+                self._send_pieces(segment, data, pieces)
+                return
         try:
             is_delta = change is not None and change.kind is ChangeKind.DELTA
             body = change.body if change is not None else bytes(data)
@@ -309,6 +325,12 @@ class _Sending:
                 raise
             # the mirror's base is not what the signature says: the bytes themselves are always right
             self._write(segment, bytes(data), delta=False, digest=digest)
+
+    def _send_pieces(self, segment: Segment, data: bytes | memoryview, pieces: list[Segment]) -> None:
+        """Send what is in a segment beside its holes."""
+        for piece in pieces:
+            body = bytes(data[piece.start - segment.start : piece.end - segment.start])
+            self._write(piece, body, delta=False, digest=blake3(body).digest())
 
     def _change(self, segment: Segment) -> SegmentChange | None:
         """Return what changed in a segment; None where that cannot be told."""

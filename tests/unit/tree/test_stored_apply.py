@@ -15,7 +15,7 @@ import pytest
 
 from mirrorkeep.errors import ReadOnly
 from mirrorkeep.manifest.record import format_record
-from mirrorkeep.tree.protocol import Failure, Frame, Op
+from mirrorkeep.tree.protocol import Failure, Frame, Op, Segment
 from mirrorkeep.tree.sidecar import decode_sidecar
 from mirrorkeep.tree.stored import StoredTree
 from tests.unit.tree.stored_trial import (
