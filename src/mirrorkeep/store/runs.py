@@ -100,7 +100,7 @@ def begin_run(part: Part, source: str, state: dict[str, Any]) -> RunInfo:
     store = part.volume.store
     with part.frozen():
         known = finish_closing(part)
-        if known.run is not None:
+        if known.dirty:  # superseded now, or given up before
             part.tree().empty_staging()
         run: dict[str, Any] = {
             "id": _prefix(part.volume.name, part.path) + secrets.token_hex(12),

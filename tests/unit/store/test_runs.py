@@ -459,6 +459,14 @@ def test_an_abandoned_run_leaves_its_commit_to_the_next(part: Part) -> None:
     assert runs.begin_run(part, "", {"run": run.run, "commit": commit}).resume
 
 
+def test_an_abandoned_run_leaves_nothing_staged_to_the_next(part: Part) -> None:
+    run = runs.begin_run(part, "", {})
+    part.tree().begin(format_record(b"large", {b"type": b"file", b"st_size": b"4"}), on_base=False)
+    runs.abandon_run(part, run.run)
+    runs.begin_run(part, "", {})
+    assert list(Path(part.root, ".mirrorkeep", ".mirrorkeep.staging").iterdir()) == []
+
+
 def test_two_closes_of_one_run_at_once_make_one_snapshot(part: Part) -> None:
     run = runs.begin_run(part, "", {})
     answers: list[runs.Closed] = []
