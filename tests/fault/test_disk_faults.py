@@ -8,64 +8,25 @@ room again, or another disk, the next run completes.  The same for every call of
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mirrorkeep.errors import MirrorkeepError, StoreRestarted
+from mirrorkeep.errors import StoreRestarted
 from mirrorkeep.store import runs
-from mirrorkeep.store.drivers import btrfs as btrfs_driver
-from mirrorkeep.store.drivers import dir as dir_driver
 from mirrorkeep.store.pool import Store
 from mirrorkeep.store.volume import Part
 from rig import blocklog, scratch
+from rig.faults import FailingCalls
 from rig.mirrored import Mirrored, fingerprint
 from rig.served import Served
 from tests.unit.store.part_at_work import close, make_store, manifest_of
 
-CALLS = ("open", "write", "pwrite", "rename", "link", "symlink", "mkdir", "fsync", "ftruncate", "replace")
 MANIFEST = manifest_of([b"a", b"b/c"])
-
-
-class FailingCalls:
-    """Lets the n-th storage call of this process fail, once, with ``number``."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, number: int) -> None:
-        self.number = number
-        self.left = 0
-        for name in CALLS:
-            patch.setattr(os, name, self._wrap(getattr(os, name)))
-        patch.setattr(fcntl, "ioctl", self._wrap(fcntl.ioctl))
-        for module in (btrfs_driver, dir_driver):
-            if hasattr(module, "flush_file_system"):
-                patch.setattr(module, "flush_file_system", self._wrap(module.flush_file_system))
-
-    def _wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def failing(*arguments: Any, **named: Any) -> Any:
-            if self.left > 0:
-                self.left -= 1
-                if self.left == 0:
-                    raise OSError(self.number, os.strerror(self.number))
-            return call(*arguments, **named)
-
-        return failing
-
-    def happens_in(self, action: Callable[[], object], call: int) -> bool:
-        """Run ``action`` with its ``call``-th storage call failing; returns whether there was one."""
-        self.left = call
-        try:
-            action()
-        except (MirrorkeepError, OSError):
-            pass
-        happened, self.left = self.left == 0, 0
-        return happened
 
 
 @pytest.fixture(params=[errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
