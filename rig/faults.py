@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-_NAMES = "open rename replace link symlink mkdir mkfifo mknod"
+_NAMES = "open rename replace link symlink unlink mkdir rmdir mkfifo mknod"
 _CONTENT = "write writev pwrite pwritev copy_file_range ftruncate truncate fsync fdatasync"
 CALLS = (*_NAMES.split(), *_CONTENT.split(), "utime", "setxattr")
 OWN_CALLS = ("flush_file_system", "exchange", "start_writing")

@@ -80,7 +80,7 @@ def move(
     """Move an entry, with all that is below it; returns True when nothing was at ``target``.
 
     Raises NotFound (no source, no parent of the target), AlreadyExists, PathRefused, NoSpace,
-    StorageFailure: then everything is where it was.
+    StorageFailure: then everything is where it was, or at the target, but not known to be durable.
     """
     placement.check_writable(target)
     _check_pair(source, target)
@@ -105,8 +105,8 @@ def move(
         except BaseException:
             if not logged.published:
                 _undo(placement, directories, logged)
-            staging.discard(log)
-            raise
+                staging.discard(log)
+            raise  # else the log stays: start-up takes away what is left of the source
         staging.discard(log)
     staging.remove_whole(logged.doomed)
     return created
