@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import click
 from mirrorkeep.cli.last_resort import files_in
 from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
 from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
-from mirrorkeep.errors import BadUsage, VerdictRefused
+from mirrorkeep.errors import BadUsage, DeletionGuard, VerdictRefused
 from mirrorkeep.sync.options import RunOptions, RunResult
 
 if TYPE_CHECKING:
@@ -45,6 +47,14 @@ if TYPE_CHECKING:
     "--allow-deletes",
     is_flag=True,
     help="Let this run delete more than the guard allows, and what is no longer mounted.",
+)
+@click.option(
+    "--delete-limit",
+    type=click.FloatRange(0, 100),
+    default=50.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="A run that would delete more of the mirror's entries asks, or stops where there is nobody to ask.",
 )
 @click.option("--one-file-system", is_flag=True, help="Do not descend into other file systems.")
 @click.option(
@@ -88,6 +98,7 @@ def sync(
         snapshot=not given["no_snapshot"],
         dry_run=given["dry_run"],
         allow_deletes=given["allow_deletes"],
+        delete_limit=given["delete_limit"] / 100,
         one_file_system=given["one_file_system"],
         keep=make_rules(given["exclude"], given["exclude_from"], caches=given["exclude_caches"]),
         compress=given["compress"],
@@ -105,7 +116,12 @@ def sync(
     refused: VerdictRefused | None = None
     with State(folder, source, target) as state:
         with files_in(state.folder):
-            run, result = execute_run(lambda: MirrorRun(source, session, state, options, reporter))
+            try:
+                run, result = execute_run(lambda: MirrorRun(source, session, state, options, reporter))
+            except DeletionGuard as stopped:
+                reporter.clear()
+                allowed = _ask(stopped, options, as_json)
+                run, result = execute_run(lambda: MirrorRun(source, session, state, allowed, reporter))
         if given["wait"] and client is not None and result.snapshot:
             try:
                 result.verdict = _await_verdict(client, result.snapshot, state)
@@ -119,6 +135,17 @@ def sync(
     if given["wait"] and result.snapshot and result.verdict not in ("verified", "repaired"):
         return 4
     return 3 if result.failed else 0
+
+
+def _ask(stopped: DeletionGuard, options: RunOptions, as_json: bool) -> RunOptions:
+    """Return the options of a run that may delete; raises ``stopped`` unless somebody says so."""
+    fields = stopped.fields
+    if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise stopped
+    question = f"This run would delete {fields['removed']:,} of {fields['total']:,} entries. Delete them?"
+    if not click.confirm(question, default=False, err=True):
+        raise stopped
+    return replace(options, allow_deletes=True)
 
 
 def _await_verdict(client: StoreClient, snapshot: str, state: State) -> str:

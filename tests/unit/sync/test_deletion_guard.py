@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mirrorkeep.cli.main import program
 from mirrorkeep.errors import DeletionGuard
 from tests.property.sync.loop import Loop
 
@@ -56,3 +61,44 @@ def test_renames_are_no_deletions(tmp_path: Path) -> None:
     result = loop.sync(replace(loop.options, allow_deletes=False))
     assert (result.removed, result.moved) == (1, 60)
     loop.check()
+
+
+@pytest.mark.parametrize(("percent", "stops"), [(20, True), (60, False)])
+def test_the_share_that_may_go_is_set(tmp_path: Path, percent: int, stops: bool) -> None:
+    loop = Loop(tmp_path)
+    make_source(loop)
+    loop.sync()
+    for number in range(55):
+        (loop.source / "rest" / f"{number:04}").unlink()
+    argv = ["sync", os.fspath(loop.source), os.fspath(loop.copy), "--state", os.fspath(tmp_path / "state 2")]
+    result = CliRunner().invoke(program, [*argv, "--delete-limit", str(percent)])
+    assert isinstance(result.exception, DeletionGuard) is stops
+    assert len([name for name in os.listdir(loop.copy / "rest") if name.isdigit()]) == (60 if stops else 5)
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_on_a_terminal_it_asks(tmp_path: Path, answer: str) -> None:
+    loop = Loop(tmp_path)
+    make_source(loop)
+    loop.sync()
+    shutil.rmtree(loop.source / "rest")
+    argv = ["sync", os.fspath(loop.source), os.fspath(loop.copy), "--state", os.fspath(tmp_path / "state")]
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(
+            sys.executable, [sys.executable, "-c", "from mirrorkeep.cli.main import main; main()", *argv]
+        )
+    told = b""
+    try:
+        while b"[y/N]" not in told:
+            told += os.read(terminal, 1000)
+        os.write(terminal, answer.encode() + b"\n")
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while more := os.read(terminal, 1000):
+                told += more
+    finally:
+        os.close(terminal)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == (0 if answer == "y" else 6), told
+    assert b"61 of 113 entries" in told
+    assert (loop.copy / "rest").exists() is (answer == "n")
