@@ -106,7 +106,14 @@ def serve(data: str, listen: str, workers: int | None, hosts: tuple[str, ...]) -
 
 @store.command()
 @_data
-@click.option("--wait", "wait_s", type=float, default=30.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait.",
+)
 @_json
 def stop(data: str, wait_s: float, as_json: bool) -> None:
     """End the service on DATA, if one runs, and unmount its pool.
@@ -117,8 +124,11 @@ def stop(data: str, wait_s: float, as_json: bool) -> None:
     from mirrorkeep.store.service import end_service
 
     pid = end_service(data, wait_s)
-    Store.open(data).close(detach=True)
-    _say({"stopped": pid, "detached": True}, as_json, f"stopped the service {pid}" if pid else "not running")
+    opened = Store.open(data)
+    unmounted = "; unmounted its pool" if os.path.ismount(opened.pool) else ""
+    opened.close(detach=True)
+    ended = f"stopped the service {pid}" if pid else "not running"
+    _say({"stopped": pid, "detached": True}, as_json, ended + unmounted)
 
 
 @store.command("rotate-key")

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import click
 
 from mirrorkeep.cli.access import token, user
-from mirrorkeep.errors import BadUsage
+from mirrorkeep.errors import BadUsage, NotFound
 
 _data = click.option("--data", required=True, type=click.Path(file_okay=False), help="Folder of the store.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
@@ -79,6 +79,8 @@ def path(name: str, data: str, snapshot: str | None, part: str) -> None:
         native = os.path.join(os.fsencode(found.snapshots), os.fsencode(owner.snapshot(snapshot).name))
     native = os.path.join(native, place) if place else native
     store.close()
+    if place and not os.path.lexists(native):
+        raise NotFound(what=f"{part.strip('/')} in {snapshot or 'the tip'} of volume {name}")
     sys.stdout.buffer.write(native + b"\n")
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from mirrorkeep.errors import NotFound, PartNesting, PathRefused
+from mirrorkeep.errors import NotFound, PartNesting, PathRefused, printable
 from mirrorkeep.store import locks
 from mirrorkeep.store.drivers.system import make_folder, storage_errors
 from mirrorkeep.store.history import History, SnapshotInfo
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ROOT_KEY: Final = "="
 _MAX_KEY: Final = 240
 _FRESH_S: Final = 0.05
+_SHOWN_PARTS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Volume:
         key = part_key(path)
         if key not in self._keys():
             if not create:
-                raise NotFound(what=f"part {path!r} of volume {self.name}")
+                raise NotFound(what=f"part /{printable(path)} of volume {self.name}{self._parts_in(path)}")
             with self._making, self.exclusive():
                 if not os.path.exists(os.path.join(self._records, key)):
                     self._create_part(path, key)
@@ -114,6 +115,15 @@ class Volume:
             if prefix and quote_from_bytes(prefix, safe="") in keys:
                 return self.part(prefix)
         return None
+
+    def _parts_in(self, path: bytes) -> str:
+        """Say which parts lie in ``path``: who may look for one there may know of them."""
+        inside = path + b"/" if path else b""
+        names = [
+            f"/{printable(one)}" for one in sorted(map(key_path, self._keys())) if one.startswith(inside)
+        ]
+        more = [f"and {len(names) - _SHOWN_PARTS} more"] if len(names) > _SHOWN_PARTS else []
+        return f"; its parts are {', '.join([*names[:_SHOWN_PARTS], *more])}" if names else ""
 
     def parts(self) -> list[Part]:
         """Return all parts, ordered by path."""
@@ -263,7 +273,7 @@ class Part:
         """Return the state's record, shared and not to be changed (about 3 us)."""
         record = self._cache.read(self._state_path)
         if record is None:
-            raise NotFound(what=f"part {self.path!r} of volume {self.volume.name}")
+            raise NotFound(what=f"part /{printable(self.path)} of volume {self.volume.name}")
         return record
 
     def change_state(self, state: PartState, **changes: Any) -> PartState:

@@ -135,7 +135,7 @@ def test_a_full_host_is_told_before_the_image_runs_into_it(
 @pytest.mark.btrfs
 @pytest.mark.root
 def test_an_image_smaller_than_btrfs_can_be_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(NoSpace):
+    with pytest.raises(BadUsage):
         Store.create(str(tmp_path / "data"), "btrfs", 1 << 20)
     assert not (tmp_path / "data" / "pool.img").exists()
 

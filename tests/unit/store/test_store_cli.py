@@ -87,6 +87,21 @@ def test_volume_path_of_a_part(data: Path) -> None:
     assert run("volume", "path", "laptop", "--data", data, "--part", "home/ann").stdout.strip() == part.root
 
 
+def test_a_part_that_is_not_there_is_not_found_and_those_that_are_there_are_named(data: Path) -> None:
+    run("volume", "create", "laptop", "--data", data)
+    store = Store.open(str(data))
+    for path in (b"home/ann", b"home/bob", b"etc"):
+        store.volume("laptop").part(path, create=True)
+    with pytest.raises(NotFound, match=r"^not found: nope in the tip of volume laptop$"):
+        run("volume", "path", "laptop", "--data", data, "--part", "nope")
+    expected = "not found: part / of volume laptop; its parts are /etc, /home/ann, /home/bob"
+    with pytest.raises(NotFound, match=f"^{expected}$"):
+        store.volume("laptop").part(b"")
+    with pytest.raises(NotFound) as inside:  # a token that reaches no further shall not see the others
+        store.volume("laptop").part(b"home")
+    assert "/home/ann" in str(inside.value) and "etc" not in str(inside.value)
+
+
 def test_volume_list_and_delete(data: Path) -> None:
     for name in ("one", "two"):
         run("volume", "create", name, "--data", data)
@@ -104,6 +119,25 @@ def test_volume_list_and_delete(data: Path) -> None:
 
 def test_stop_without_a_service_lets_go_of_the_pool(data: Path) -> None:
     assert row("store", "stop", data) == {"stopped": None, "detached": True}
+
+
+def test_stop_takes_no_negative_wait(data: Path) -> None:
+    done = CliRunner().invoke(program, ["store", "stop", str(data), "--wait", "-1"])
+    assert done.exit_code == 2 and "--wait" in done.output
+
+
+@pytest.mark.root
+@pytest.mark.btrfs
+def test_stop_says_that_it_unmounted_the_pool_of_a_service_that_is_gone(tmp_path: Path) -> None:
+    run("store", "init", tmp_path / "data", "--driver", "btrfs", "--size", "200M", "--encrypt", "none")
+    assert run("store", "stop", tmp_path / "data").stdout == "not running; unmounted its pool\n"
+
+
+@pytest.mark.root
+@pytest.mark.btrfs
+def test_a_pool_that_is_too_small_is_bad_usage(tmp_path: Path) -> None:
+    with pytest.raises(BadUsage, match="at least"):
+        run("store", "init", tmp_path / "data", "--driver", "btrfs", "--size", "1M", "--encrypt", "none")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final
 
-from mirrorkeep.errors import AlreadyExists, EngineMissing, NoSpace, StorageFailure
+from mirrorkeep.errors import AlreadyExists, BadUsage, EngineMissing, NoSpace, StorageFailure
 from mirrorkeep.store.driver import Capabilities, Usage
 from mirrorkeep.store.drivers import subvolume
 from mirrorkeep.store.drivers.reflink import copy_tree
@@ -114,6 +114,8 @@ class BtrfsDriver:
     def _make_image(self, size_bytes: int | None) -> int:
         if os.path.exists(self._image):
             raise AlreadyExists(what=self._image)
+        if size_bytes is not None and size_bytes < _MIN_IMAGE_BYTES:
+            raise BadUsage(detail=f"--size: a btrfs pool needs at least {_MIN_IMAGE_BYTES >> 20} MiB")
         if size_bytes is None:
             size_bytes = int(shutil.disk_usage(self._data).free * _SHARE_OF_HOST) & ~0xFFFFF
         if size_bytes < _MIN_IMAGE_BYTES:
