@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -20,6 +21,7 @@ from mirrorkeep.errors import MirrorkeepError, SystemFailure
 from mirrorkeep.tree.local_errors import explain, is_full
 
 DEBUG: Final = "MIRRORKEEP_DEBUG"
+_TERMINATED: Final = b"mirrorkeep: ended by SIGTERM; what was committed is kept\n"
 
 
 def system_failure(error: OSError) -> SystemFailure:
@@ -30,6 +32,24 @@ def system_failure(error: OSError) -> SystemFailure:
     else:
         name = "standard output" if _is_of_stdout(error) else None
     return SystemFailure(detail=explain(error, name))
+
+
+def say_when_terminated() -> None:
+    """Have this process say that SIGTERM ended it, and end by that signal as it would have.
+
+    Nothing is tidied up: what a run leaves when it is cut off, the next one takes up.
+    """
+    process = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() == process:  # not in workers, which inherit this
+            with contextlib.suppress(OSError):
+                os.write(2, _TERMINATED)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    with contextlib.suppress(ValueError):  # another thread than the main one: a program's, not a command's
+        signal.signal(signal.SIGTERM, end)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 
 from mirrorkeep import __version__
-from mirrorkeep.cli.last_resort import drop_stdout, internal_failure, system_failure
+from mirrorkeep.cli.last_resort import drop_stdout, internal_failure, say_when_terminated, system_failure
 from mirrorkeep.errors import MirrorkeepError
 from mirrorkeep.tree.allocator import collect_rarely
 
@@ -32,6 +32,8 @@ COMMANDS: Final = {
     "up": ("mirrorkeep.cli.up:up", "Start everything on this machine."),
     "doctor": ("mirrorkeep.cli.doctor:doctor", "Say what this machine can do and what is missing."),
 }
+
+CLIENT_COMMANDS: Final = ("sync", "restore", "snapshots", "validate")
 
 
 class LazyGroup(click.Group):
@@ -62,8 +64,11 @@ class LazyGroup(click.Group):
     epilog="Example:  mirrorkeep sync /home https://store.example:8443/volumes/laptop",
 )
 @click.version_option(__version__, prog_name="mirrorkeep")
-def program() -> None:
+@click.pass_context
+def program(context: click.Context) -> None:
     """Keep a live, mountable, versioned mirror of a machine's data, and prove that it is right."""
+    if context.invoked_subcommand in CLIENT_COMMANDS:
+        say_when_terminated()
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -13,6 +14,7 @@ from mirrorkeep.errors import BadUsage
 from mirrorkeep.tree.client import StoreClient
 from mirrorkeep.tree.target import clean_token
 
+_FORGOTTEN_SCHEME: Final = re.compile(r"[^/\s]+:\d+/volumes(/|$)")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -64,5 +66,10 @@ def _tell(message: str, *, process: int) -> None:
 
 
 def is_url(target: str) -> bool:
-    """Return whether a target is on a store rather than a directory."""
+    """Return whether a target is on a store rather than a directory.
+
+    Raises BadUsage for a URL without its beginning, which would name a directory that nobody means.
+    """
+    if _FORGOTTEN_SCHEME.match(target) and not os.path.isdir(target):
+        raise BadUsage(detail=f"{target} looks like a store's address: put https:// before it (or ./)")
     return "://" in target

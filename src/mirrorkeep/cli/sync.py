@@ -129,6 +129,8 @@ def sync(
                 result.verdict, refused = "refused", error
         reporter.clear()
         _show(result, as_json)
+        if given["wait"] and not result.snapshot:
+            _explain_no_verdict(target, is_copy=client is None)
         run.settle_signatures()
     if refused is not None:
         raise refused
@@ -176,6 +178,16 @@ def _open_session(client: StoreClient | None, source: str, target: str) -> tuple
     from mirrorkeep.sync.local import LocalSession
 
     return LocalSession(target, source=source), os.path.realpath(target)
+
+
+def _explain_no_verdict(target: str, *, is_copy: bool) -> None:
+    """Say why nothing was waited for."""
+    if is_copy:
+        shown = show_path(os.fsencode(target))
+        why = f"a local copy has no snapshots; to prove it: mirrorkeep validate {shown}"
+    else:
+        why = "without a snapshot nothing is validated; leave out --no-snapshot"
+    click.echo(f"mirrorkeep: no verdict: {why}", err=True)
 
 
 def _show_plan(plan: Plan, as_json: bool) -> int:

@@ -120,13 +120,18 @@ def _fetch_findings(client: StoreClient, ticket: dict[str, Any]) -> Iterator[dic
 
 
 def _validate_directory(target: str, mode: str, as_json: bool) -> int:
+    from mirrorkeep.store.examine import manifest_path
     from mirrorkeep.store.findings import finding_row
     from mirrorkeep.store.local_copy import validate_directory
+    from mirrorkeep.sync.local import is_copy
 
     if mode == INCREMENTAL:
         raise BadUsage(detail="nothing is remembered of a stored copy in a directory; it is read whole")
     if not os.path.isdir(target):
         raise BadUsage(detail=f"{target}: there is no such directory")
+    if not is_copy(target) and not os.path.exists(manifest_path(target)):
+        shown = show_path(os.fsencode(target))
+        raise BadUsage(detail=f"{shown} is no stored copy; `mirrorkeep sync SOURCE {shown}` makes one")
     started = time.time()
     outcome = validate_directory(
         target, lambda found: _show_finding(finding_row(*found), as_json), content=mode == FULL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,23 @@ def test_a_dry_run_of_new_files_in_the_place_of_others_is_stopped_as_the_run_is(
     planned, stopped = sync(source, "--dry-run"), sync(source)
     assert planned.returncode == stopped.returncode == 6
     assert last(planned) == last(stopped)
+
+
+def test_it_is_said_why_a_local_copy_has_no_verdict(source):
+    done = sync(source, "--wait")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "mirrorkeep: no verdict: a local copy has no snapshots;"
+        f" to prove it: mirrorkeep validate {source.parent / 'copy'}\n"
+    )
+
+
+def test_a_client_that_sigterm_ends_says_so_and_ends_by_the_signal(source):
+    script = (
+        "import os, signal, sys; from mirrorkeep.cli import main, snapshots; "
+        "snapshots.open_client = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "sys.argv = ['mirrorkeep', 'snapshots', 'https://h/volumes/v']; main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr == "mirrorkeep: ended by SIGTERM; what was committed is kept\n"
