@@ -159,7 +159,7 @@ class MalformedDelta(MirrorkeepError):
 
 
 class MalformedBundle(MirrorkeepError):
-    """A bundle is not well framed; frames before ``offset`` may have been applied, each whole."""
+    """A bundle is not well framed; it is refused whole, none of its frames was applied."""
 
     code = "malformed_bundle"
     template = "malformed bundle at byte {offset}: {detail}"

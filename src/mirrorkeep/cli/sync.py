@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     "--exclude-from",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False),
-    help="Patterns from a file.",
+    help="Patterns from a file; they come after those of --exclude, and the last that matches counts.",
 )
 @click.option("--exclude-caches", is_flag=True, help="Leave out folders marked with CACHEDIR.TAG.")
 @click.option(
@@ -73,7 +73,8 @@ if TYPE_CHECKING:
     default=20.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often what was sent is made durable; a run that is cut off repeats at most so much.",
+    help="How often what was sent is made durable; a run that is cut off repeats at most so much, and the"
+    " large files that were under way from their beginning.",
 )
 @click.option("--compress", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
 @credentials

@@ -25,8 +25,17 @@ def default_data_folder() -> str:
 
 
 @click.command(epilog="Example:  mirrorkeep up --data /srv/mirror")
-@click.option("--data", type=click.Path(file_okay=False), help="Folder of the store (made if missing).")
-@click.option("--size", help="Size of a new pool, e.g. 20G.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False),
+    help="Folder of the store, made if missing.  [default: /var/lib/mirrorkeep/store as root, otherwise"
+    " ~/.local/share/mirrorkeep/store]",
+)
+@click.option(
+    "--size",
+    help="Size of a new pool, e.g. 20G; an image takes only what is written.  [default: 80 % of the free"
+    " room]",
+)
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, help="HOST:PORT (port 0: any).")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that serve (default: one a core).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

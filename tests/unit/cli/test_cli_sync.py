@@ -65,6 +65,12 @@ def test_a_dry_run_of_new_files_in_the_place_of_others_is_stopped_as_the_run_is(
     assert last(planned) == last(stopped)
 
 
+def test_rules_from_a_file_come_after_the_others_wherever_they_stand(source):
+    (source.parent / "rules").write_text("!f3\n")
+    done = sync(source, "--exclude-from", str(source.parent / "rules"), "--exclude", "f*")
+    assert last(done)["new"] == 5  # f3 and the folders
+
+
 def test_it_is_said_why_a_local_copy_has_no_verdict(source):
     done = sync(source, "--wait")
     assert done.returncode == 0
