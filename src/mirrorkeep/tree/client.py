@@ -145,7 +145,7 @@ class StoreClient:
                 if answer.status not in (502, 503, 504) or time.monotonic() + pause_s > deadline:
                     raise problem
             time.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, 5.0)
+            pause_s = self._longer(pause_s)
 
     def get_json(self, path: str, **query: Any) -> Any:
         """GET an API resource as JSON."""
@@ -262,13 +262,17 @@ class StoreClient:
             except (OSError, http.client.HTTPException) as error:
                 self._take_failure(error, started, pause_s)
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(pause_s * 2, 5.0)
+                pause_s = self._longer(pause_s)
                 continue
             self._has_answered = True
             if response.status >= 400:
                 answer = Answer(response.status, {}, response.read())
                 raise _problem(answer)
             return connection, response
+
+    def _longer(self, pause_s: float) -> float:
+        """Return the next pause; short ones where a store is only tried for a short time."""
+        return min(2 * pause_s, 5.0 if self._has_answered else 1.0)
 
     def _take_failure(self, error: Exception, started: float, pause_s: float) -> None:
         """Let go of a connection that failed; raises StoreUnreachable when it is not worth trying again."""

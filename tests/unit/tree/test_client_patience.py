@@ -34,6 +34,15 @@ def test_a_store_that_was_never_there_is_given_up_soon_and_that_is_told_at_once(
     assert "Connection refused" in message and "trying for up to" in message and after_s < 0.4
 
 
+def test_a_store_that_starts_again_within_five_seconds_is_found(monkeypatch):
+    started, pauses = 1000.0, [0.0]
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: started + sum(pauses))
+    monkeypatch.setattr(client_module.time, "sleep", pauses.append)
+    with pytest.raises(StoreUnreachable):
+        client_of_nobody().get_json("status")
+    assert 5 < sum(pauses) <= client_module.REFUSED_PATIENCE_S
+
+
 class Restarting(StoreClient):
     """Answers once, refuses connections for a while, and answers again."""
 
