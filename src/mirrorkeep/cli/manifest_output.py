@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from mirrorkeep.cli.last_resort import files_in
 from mirrorkeep.errors import printable
 from mirrorkeep.manifest import keys
 from mirrorkeep.tree.local_errors import is_full, local_errors
@@ -47,8 +48,9 @@ def target_stream(output: str | None) -> Iterator[BinaryIO]:
     Raises SystemFailure when the file cannot be written.
     """
     if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with files_in("standard output"):
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
         return
     unfinished = output + ".unfinished"
     try:

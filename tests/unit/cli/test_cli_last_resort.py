@@ -65,11 +65,12 @@ def test_the_whole_traceback_is_shown_when_it_is_asked_for(monkeypatch, capsys):
     assert "Traceback" in leave(monkeypatch, capsys, run)[2]
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_full_standard_output_is_one_line(options):
+@pytest.mark.parametrize("words", ["doctor", "doctor --json", "manifest create ."])
+def test_a_full_standard_output_is_one_line(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [*COMMAND, "doctor", *options], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [*COMMAND, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1 and "standard output: No space left on device" in done.stderr
