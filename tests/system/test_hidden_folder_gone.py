@@ -47,4 +47,5 @@ def test_what_changed_is_stored_when_the_hidden_folder_is_gone(
         row = mirrored.sync()
         assert row["changed"] >= 3 and row["failed"] == 0  # more: what lost its sidecar is sent again
         assert mirrored.differences() == []
+        assert (mirrored.tip() / os.fsdecode(HIDDEN) / "f0").exists()  # which did not change
     mirrored.check_verdict()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -43,9 +44,9 @@ _NO_COMMIT: Final[dict[str, Any]] = {"run": "", "commit": 0, "position": None}
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The answer to a begin.  ``manifest``: digest of the server's manifest ("" for none); ``dirty``: an
-    earlier run left the tip unlike that manifest; ``resume``: the client's last commit is the recorded
-    one; ``patch``: validation left findings for this run."""
+    """The answer to a begin.  ``manifest``: digest of the server's manifest ("" for none, or one that
+    somebody removed from the tip); ``dirty``: an earlier run left the tip unlike that manifest; ``resume``:
+    the client's last commit is the recorded one; ``patch``: validation left findings for this run."""
 
     run: str
     epoch: int
@@ -110,11 +111,12 @@ def begin_run(part: Part, source: str, state: dict[str, Any]) -> RunInfo:
             "patch": patch_stamp(part),
         }
         part.change_state(known, epoch=known.epoch + 1, run=run, dirty=True)
+    there = os.path.exists(part.manifest_path())  # else what is in the tip has to be listed
     return RunInfo(
         run=run["id"],
         epoch=run["epoch"],
         incarnation=store.incarnation,
-        manifest=known.manifest_digest,
+        manifest=known.manifest_digest if there else "",
         dirty=known.dirty,
         resume=_is_recorded(known, state),
         patch=run["patch"] is not None,

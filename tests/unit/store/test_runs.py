@@ -450,6 +450,15 @@ def test_a_patch_that_came_in_between_stays_for_the_next_run(part: Part) -> None
     assert runs.begin_run(part, "", {}).patch
 
 
+def test_a_manifest_that_somebody_removed_is_not_counted_on(part: Part) -> None:
+    close(part, runs.begin_run(part, "", {}), SMALL)
+    os.unlink(part.manifest_path())
+    run = runs.begin_run(part, "", {})
+    assert run.manifest == ""
+    close(part, run, SMALL)
+    assert runs.begin_run(part, "", {}).manifest == digest_of(SMALL)
+
+
 def test_an_abandoned_run_leaves_its_commit_to_the_next(part: Part) -> None:
     run = runs.begin_run(part, "", {})
     commit = runs.commit_run(part, run.run, run.epoch, run.incarnation, 1)
