@@ -74,7 +74,10 @@ class FindingsFile:
     def add(self, path: bytes, kind: str, detail: str) -> None:
         """Append one finding."""
         line = finding_line(path, kind, detail)
-        os.pwrite(self._fd, line, self.size_bytes)
+        left, offset = memoryview(line), self.size_bytes
+        while left:  # a disk that is nearly full takes a part
+            written = os.pwrite(self._fd, left, offset)
+            left, offset = left[written:], offset + written
         self._digest.update(line)
         self.size_bytes += len(line)
         self.count += 1

@@ -19,6 +19,7 @@ from mirrorkeep.store import assess, examine, keys, runs, validation
 from mirrorkeep.store import verdict as verdicts
 from mirrorkeep.store.chain import Chain
 from mirrorkeep.store.cycle import load_cycle
+from mirrorkeep.store.findings import FindingsFile, finding_line
 from mirrorkeep.store.pool import Store
 from mirrorkeep.store.records import write_record
 from mirrorkeep.store.validation import Validator, read_verdict, request_validation
@@ -390,3 +391,19 @@ def test_what_nobody_asked_for_is_not_found(place: Place) -> None:
         request_validation(place.part, closed.snapshot, "deep")
     with pytest.raises(NotFound):
         validation.findings_path(place.part, closed.snapshot or "")
+
+
+def test_findings_are_whole_where_the_disk_takes_a_part_of_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, bytes(data)[:7], offset))
+    file = FindingsFile(str(tmp_path / "findings"))
+    rows = [(b"a", "missing", "one"), (b"b/c", "content", "other")]
+    for row in rows:
+        file.add(*row)
+    file.publish()
+    file.close()
+    found = (tmp_path / "findings").read_bytes()
+    assert found == b"".join(finding_line(*row) for row in rows)
+    assert hashlib.sha256(found).hexdigest() == file.digest
