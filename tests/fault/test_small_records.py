@@ -88,6 +88,8 @@ STEPS: dict[str, Callable[[Work], object]] = {
     "volume create": lambda work: work.store().create_volume("laptop"),
     "token": lambda work: work.store().registry.create_token("laptop"),
     "user": lambda work: work.store().registry.create_user("ann", "secret", {"laptop": "read"}),
+    "right": lambda work: work.store().registry.grant_user("ann", "laptop", "write"),
+    "revoke": lambda work: revoke(work.store()),
     "part": lambda work: work.part(),
     "begin": lambda work: runs.begin_run(work.part(), "", {}),
     "commit": lambda work: commit(work.part()),
@@ -104,6 +106,12 @@ STEPS: dict[str, Callable[[Work], object]] = {
     "volume delete": lambda work: work.store().delete_volume("laptop"),
     "volume again": lambda work: work.store().create_volume("laptop"),
 }
+
+
+def revoke(store: Store) -> None:
+    """Revoke the token; asked for again, when it is no longer listed, by what its owner calls it."""
+    rows = store.registry.tokens("laptop")
+    store.registry.revoke_token("laptop", rows[0]["id"] if rows else "x" * 12)
 
 
 def commit(part: Part) -> None:

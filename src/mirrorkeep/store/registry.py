@@ -217,6 +217,7 @@ class Registry:
             ):
                 remove_record(os.path.join(folder, file))
                 return
+        flush_directory(folder)  # who revoked it may have been killed, or told of an error, before that
         raise NotFound(what=f"token {token_id if len(token_id) <= _TOKEN_ID else '(not shown)'} of {volume}")
 
     def _token_record(self, file: str) -> dict[str, Any] | None:
