@@ -62,8 +62,9 @@ class Lease:
     def done(self) -> None:
         """Remove the job for good; durable when this returns."""
         try:
-            os.unlink(self._path())
-            flush_directory(self._queue.directory)
+            with storage_errors(self._queue.directory):
+                os.unlink(self._path())
+                flush_directory(self._queue.directory)
         finally:
             self._release()
 
@@ -76,6 +77,13 @@ class Lease:
             self._queue.store(self._name, self.job)
         finally:
             self._release()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the job, which is leased again unless it is done."""
+        self._release()
 
     def _path(self) -> str:
         return f"{self._queue.directory}/{self._name}"
@@ -143,15 +151,17 @@ class Queue:
         """Have a job that nobody works on go first, with these changes of its payload; durable.
 
         A crash may leave it queued twice.  Nothing is done when it is under way, or no longer there.
+        Raises NoSpace, StorageFailure: it is done all the same, at its time.
         """
         for name in self._names():
             if not name.endswith(f"-{job_id}.json") or int(name.partition("-")[0]) <= priority:
                 continue
             lease = self._try(name, lambda job: True)
             if lease is not None:
-                lease.job.payload.update(payload)
-                self.store(f"{priority}-{time.time_ns():020d}-{job_id}.json", lease.job)
-                lease.done()
+                with lease:
+                    lease.job.payload.update(payload)
+                    self.store(f"{priority}-{time.time_ns():020d}-{job_id}.json", lease.job)
+                    lease.done()
 
     def store(self, name: str, job: Job) -> None:
         """Write a job's file under ``name`` (atomic, durable)."""

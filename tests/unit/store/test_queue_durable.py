@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorkeep.errors import StorageFailure
+from mirrorkeep.errors import NoSpace, StorageFailure
 from mirrorkeep.store import queue
 from mirrorkeep.store.queue import Queue
 
@@ -140,3 +141,18 @@ def test_many_processes_do_every_job_once(jobs: Queue, tmp_path: Path) -> None:
     done = sorted(map(int, log.read_text().split()))
     # A process may see the queue empty while another still holds a lease, never a job twice.
     assert done == list(range(40))
+
+
+def test_a_job_that_could_not_be_put_first_is_nobodys(jobs: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = jobs.publish({"n": 1})
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+        patch.setattr(os, "write", full)
+        with pytest.raises(NoSpace):
+            jobs.promote(job, {"n": 2})
+    lease = Queue(jobs.directory).lease()
+    assert lease is not None
+    assert lease.job.payload == {"n": 1}
