@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from mirrorkeep.store.volume import Part
 
 POLL_S: Final = 0.2
+FAILED_POLL_S: Final = 1.0
+STORAGE_PAUSE_S: Final = 60.0
+"""So long a job rests when the storage does not even take the note that it failed."""
 ROLL_CHECK_S: Final = 600.0
 ROLL_EVERY_S: Final = 86_400.0
 """A part whose machine is silent is read on all the same, a day's share a day."""
@@ -216,6 +219,7 @@ class Validator:
         self._now = now
         self._stopping = False
         self._next_roll = 0.0
+        self._resting: dict[str, float] = {}
 
     def run_forever(self) -> None:
         """Validate what is queued until SIGTERM or SIGINT; what is being done then is taken up again."""
@@ -224,17 +228,42 @@ class Validator:
         yield_to_others(idle=False)
         self.queue.sweep()
         while not self._stopping:
+            time.sleep(self.turn())
+
+    def turn(self) -> float:
+        """Do what is due; returns how long to wait for more.  Storage that fails ends nothing."""
+        try:
             self.queue_rolling()
-            if not self.run_once():
-                time.sleep(POLL_S)
+            return 0.0 if self.run_once() else POLL_S
+        except (MirrorkeepError, OSError) as error:
+            _log(f"no validation can be done: {error}")
+            return FAILED_POLL_S
 
     def run_once(self) -> bool:
-        """Do one job; False when none is due."""
+        """Do one job; False when none is due.
+
+        Raises NoSpace, StorageFailure, OSError where its outcome cannot be kept in the queue: it rests.
+        """
         policy = load_policy(self.store.data)
         open_now = policy.open_at(time.localtime(self._now()).tm_hour)
-        lease = self.queue.lease(lambda job: open_now or not job.payload["background"])
+        lease = self.queue.lease(
+            lambda job: (
+                (open_now or not job.payload["background"]) and self._resting.get(job.id, 0.0) <= self._now()
+            )
+        )
         if lease is None:
             return False
+        self._resting.pop(lease.job.id, None)
+        with lease:
+            try:
+                self._do(lease, policy)
+            except (MirrorkeepError, OSError):
+                self._resting[lease.job.id] = self._now() + STORAGE_PAUSE_S
+                raise
+        return True
+
+    def _do(self, lease: queue.Lease, policy: Policy) -> None:
+        """Do a job and take it from the queue, or put it back."""
         try:
             self._validate(lease.job, policy, lease.fileno())
         except Interrupted:
@@ -248,7 +277,6 @@ class Validator:
                 lease.put_back(pause_s=min(600.0, 5.0 * 4**lease.job.tries))
         else:
             lease.done()
-        return True
 
     def queue_rolling(self) -> None:
         """Queue a share of the rolling read for every part that was not read for a day."""
