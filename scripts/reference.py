@@ -55,6 +55,9 @@ messages for people go to stderr. The names, arguments, exit statuses and JSON k
 
 `TARGET` is `https://HOST:PORT/volumes/NAME[/PATH]` or a directory. The token comes from `MIRRORKEEP_TOKEN` or
 `--token-file`, the certificate to trust from `MIRRORKEEP_CA` or `--ca`.
+
+An error is one line that shows no secret; with `MIRRORKEEP_DEBUG=1` one that nobody foresaw (`system_error`,
+`internal_error`) shows its whole traceback as well, which may hold anything.
 """
 
 
