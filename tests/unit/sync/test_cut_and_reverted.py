@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mirrorkeep.store.local_copy import validate_directory
+from mirrorkeep.sync.close import Closing
 from mirrorkeep.sync.mirror import MirrorRun
 from mirrorkeep.sync.options import RunResult
 from mirrorkeep.tree.walk import Directory, Event, Siblings, Unreadable, walk
@@ -44,12 +45,12 @@ def cut_before_the_close(loop: Loop, patch: pytest.MonkeyPatch, committed: str) 
         commit(run)
         run._dispatch.wait()
 
-    def cut(run: MirrorRun, *_: object) -> None:
-        run._dispatch.wait()
+    def cut(closing: Closing, *_: object) -> None:
+        closing.wait()
         raise Cut(detail="before the close")
 
     with patch.context() as patched:
-        patched.setattr(MirrorRun, "_close", cut)
+        patched.setattr(Closing, "close", cut)
         if committed != "all":
             patched.setattr(MirrorRun, "commit", lambda run: None)
         if committed == "before":

@@ -18,7 +18,7 @@ import pytest
 
 from mirrorkeep.errors import MirrorkeepError
 from mirrorkeep.sync import local
-from mirrorkeep.sync.mirror import MirrorRun
+from mirrorkeep.sync.close import Closing
 from mirrorkeep.tree import durability
 from rig.compare import Comparer
 from tests.property.sync.loop import Cut, Loop
@@ -92,12 +92,12 @@ def change_tree(loop: Loop) -> None:
 def leave_open(loop: Loop) -> None:
     """Leave a run behind that was cut off after a commit."""
 
-    def cut(run: MirrorRun, *_: object) -> None:
-        run._dispatch.wait()
+    def cut(closing: Closing, *_: object) -> None:
+        closing.wait()
         raise Cut(detail="before the close")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MirrorRun, "_close", cut)
+        patch.setattr(Closing, "close", cut)
         with pytest.raises(Cut):
             loop.sync()
 
