@@ -11,6 +11,9 @@ from pathlib import Path
 from mirrorkeep.errors import MirrorkeepError
 from mirrorkeep.manifest.peek import path_of
 from mirrorkeep.manifest.reader import ManifestReader
+from mirrorkeep.manifest.record import parse_record
+from mirrorkeep.sync import dispatch
+from mirrorkeep.sync.describe import describe_tree
 from mirrorkeep.sync.dispatch import Dispatcher
 from mirrorkeep.sync.local import LocalSession, LocalSource
 from mirrorkeep.sync.mirror import MirrorRun
@@ -20,10 +23,7 @@ from mirrorkeep.sync.progress import Silent
 from mirrorkeep.sync.restore import Restore, RestoreSource
 from mirrorkeep.sync.session import RunSession
 from mirrorkeep.sync.state import State
-from mirrorkeep.tree.native import NativeTree
-from mirrorkeep.tree.protocol import Failure
 from mirrorkeep.tree.stored import StoredTree
-from mirrorkeep.tree.walk import Directory, Siblings, walk
 from rig.compare import Comparer
 
 SETTLED_S = 0.07
@@ -79,20 +79,12 @@ class Loop:
 
     def listing(self) -> dict[bytes, dict[bytes, bytes]]:
         """Return what the manifest of the source as it is has to say."""
-        tree = NativeTree(os.fspath(self.source), digest=self.options.digest)
-        paths: list[bytes] = []
-        for event in walk(os.fspath(self.source)):
-            if isinstance(event, Siblings):
-                paths += [event.parent + b"/" + name if event.parent else name for name in event.names]
-            elif isinstance(event, Directory):
-                paths.append(event.path)
-        found = {}
-        for path, frame in zip(paths, tree.frames(paths), strict=True):
-            assert not isinstance(frame, Failure), frame
-            from mirrorkeep.manifest.record import parse_record
-
-            found[path] = parse_record(frame.line).fields
-        assert list(found) == paths
+        failed: list[tuple[bytes, str]] = []
+        lines = describe_tree(
+            os.fspath(self.source), lambda *one: failed.append(one), digest=self.options.digest
+        )
+        found = {record.path: record.fields for record in map(parse_record, lines)}
+        assert failed == []
         return found
 
     def check(self) -> None:
@@ -134,22 +126,29 @@ def without(records: dict[bytes, dict[bytes, bytes]]) -> dict[bytes, dict[bytes,
 
 
 class CutAfter:
-    """Ends the run when the coordinator has handed out so many orders (a context manager)."""
+    """Ends the run when the coordinator has handed out so many orders (a context manager).
 
-    def __init__(self, orders: int) -> None:
-        self._left = orders
+    ``orders=None`` only counts them, in ``handed_out``.  An order brings ``entries`` small entries at most:
+    with one, a run may be cut off between any two of them.
+    """
+
+    def __init__(self, orders: int | None, entries: int = dispatch.MAX_BUNDLE_ENTRIES) -> None:
+        self.handed_out = 0
+        self._orders = orders
+        self._entries = entries
 
     def __enter__(self) -> CutAfter:
-        self._submit = Dispatcher._submit
+        self._before = (Dispatcher._submit, dispatch.MAX_BUNDLE_ENTRIES)
 
         def submit(dispatcher: Dispatcher, *arguments: object) -> None:
-            self._left -= 1
-            if self._left < 0:
+            if self.handed_out == self._orders:
                 raise Cut(detail="cut")
-            self._submit(dispatcher, *arguments)  # type: ignore[arg-type]
+            self.handed_out += 1
+            self._before[0](dispatcher, *arguments)  # type: ignore[arg-type]
 
         Dispatcher._submit = submit  # type: ignore[method-assign]
+        dispatch.MAX_BUNDLE_ENTRIES = self._entries  # type: ignore[misc]
         return self
 
     def __exit__(self, *_: object) -> None:
-        Dispatcher._submit = self._submit  # type: ignore[method-assign]
+        Dispatcher._submit, dispatch.MAX_BUNDLE_ENTRIES = self._before  # type: ignore[method-assign, misc]

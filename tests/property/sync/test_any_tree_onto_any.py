@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mirrorkeep.sync.dispatch import MAX_BUNDLE_ENTRIES
 from tests.property.sync.loop import Cut, CutAfter, Loop
 from tests.property.sync.trees import Tree, changes, rights
 from tests.property.sync.trees import changes_without_hidden as plain_changes
 
+ALL = 1000
+SHARES = st.integers(0, ALL)
+"""Where a run is cut off: so many of a thousand of all its orders."""
 numbers = itertools.count()
 QUICK = settings(
     max_examples=int(os.environ.get("MIRRORKEEP_EXAMPLES", "15")),
@@ -54,33 +59,41 @@ def test_the_copy_becomes_the_source(
     loop.check_unchanged()
 
 
+def orders_of_a_whole_run(folder: Path, before: list, entries: int) -> int:  # type: ignore[type-arg]
+    """Return how many orders a run is that copies the tree and is not cut off."""
+    loop = Loop(folder)
+    Tree(loop.source).change(before)
+    with CutAfter(None, entries) as counted:
+        assert loop.sync().status == "complete"
+    return counted.handed_out
+
+
 @QUICK
 @given(
     before=plain_changes,
     after=plain_changes,
-    orders=st.integers(0, 12),
+    cut=SHARES,
+    again=SHARES,
     eager=st.booleans(),
-    again=st.integers(0, 6),
+    entries=st.sampled_from((1, MAX_BUNDLE_ENTRIES)),
 )
 def test_a_run_that_is_cut_off_anywhere_is_made_good_by_the_next(
     tmp_path: Path,
     before: list,
     after: list,
-    orders: int,
+    cut: int,
+    again: int,
     eager: bool,
-    again: int,  # type: ignore[type-arg]
+    entries: int,  # type: ignore[type-arg]
 ) -> None:
+    whole = orders_of_a_whole_run(fresh(tmp_path), before, entries)
     loop = Loop(fresh(tmp_path))
     tree = Tree(loop.source)
     tree.change(before)
     options = replace(loop.options, commit_interval_s=0.0 if eager else 20.0)
-    cuts = 0
-    for count in (orders, again):
-        try:
-            with CutAfter(count):
-                loop.sync(options)
-        except Cut:
-            cuts += 1
+    for share in (cut, again):
+        with suppress(Cut), CutAfter(whole * share // ALL, entries):
+            loop.sync(options)
         tree.change(after)
     assert loop.sync(options).status == "complete"
     loop.check()
