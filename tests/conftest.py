@@ -1,8 +1,9 @@
 """Shared fixtures, and the rule that what must run does run.
 
-Marks ``root``, ``btrfs`` and ``engine("tool", ...)`` say what a test needs.  Where that is missing the test
-is skipped, but with ``CI=true`` it fails: a suite that skipped its real engines proves nothing.  Any other
-skip of such a test, and a module that skips itself as a whole, counts the same.
+Marks ``root``, ``btrfs`` and ``engine("tool", ...)`` say what a test needs; one marked ``must_run`` looks
+itself.  Where something is missing the test is skipped, but with ``CI=true`` it fails: a suite that skipped
+its real engines proves nothing.  Any other skip of such a test, and a module that skips itself, counts
+the same.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from rig import scratch
 from rig.served import Served
 
-MUST_RUN = ("root", "btrfs", "engine")
+MUST_RUN = ("root", "btrfs", "engine", "must_run")
 # A machine that is busy with something else makes no example wrong.
 settings.register_profile("mirrorkeep", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mirrorkeep")

@@ -398,6 +398,7 @@ def parameters() -> list[object]:
     return [pytest.param(case, marks=marks[case.root], id=case.make.__name__) for case in CASES]
 
 
+@pytest.mark.must_run
 @pytest.mark.parametrize("case", parameters())
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
 def test_survives(place: bytes, case: Case, again: bool) -> None:

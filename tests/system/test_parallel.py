@@ -158,6 +158,7 @@ def test_segments_of_one_file_are_sent_at_the_same_time(pair: Pair, link: Link) 
 
 
 @pytest.mark.slow
+@pytest.mark.must_run
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
 def test_two_processors_hash_faster_than_one(tmp_path: Path) -> None:
     """Files that were touched are hashed and, being the same, not sent: hashing makes almost all of the time.

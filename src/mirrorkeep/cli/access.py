@@ -6,18 +6,15 @@ terminal or from standard input, never from the command line, where other users 
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import closing
-from typing import Any
 
 import click
 
+from mirrorkeep.cli.options import data_folder, json_output
+from mirrorkeep.cli.report import say
 from mirrorkeep.errors import BadUsage, NotFound
 from mirrorkeep.store.history import iso_time
-
-_data = click.option("--data", required=True, type=click.Path(file_okay=False), help="Folder of the store.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 
 
 @click.group()
@@ -30,9 +27,9 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@_data
+@data_folder
 @click.option("--part", default="", help="Path inside the volume that the token reaches (default: all).")
-@_json
+@json_output
 def create(name: str, data: str, part: str, as_json: bool) -> None:
     """Make another token for the volume NAME, which is shown only now.
 
@@ -44,13 +41,13 @@ def create(name: str, data: str, part: str, as_json: bool) -> None:
     path = check_part_path(part.strip("/").encode("utf-8", "surrogateescape"))
     with closing(Store.open(data)) as store:
         made = store.registry.create_token(name, path)
-    _print({"token": made}, as_json, made)
+    say({"token": made}, as_json, made)
 
 
 @token.command(name="list")
 @click.argument("name")
-@_data
-@_json
+@data_folder
+@json_output
 def list_tokens(name: str, data: str, as_json: bool) -> None:
     """List the tokens of the volume NAME: the id that the access log shows, the part, and since when.
 
@@ -64,14 +61,14 @@ def list_tokens(name: str, data: str, as_json: bool) -> None:
     for row in rows:
         part, created = row["part"].decode("utf-8", "surrogateescape"), iso_time(row["created"])
         shown = row["part"].decode("utf-8", "backslashreplace")
-        _print({**row, "part": part, "created": created}, as_json, f"{row['id']}  {created}  /{shown}")
+        say({**row, "part": part, "created": created}, as_json, f"{row['id']}  {created}  /{shown}")
 
 
 @token.command()
 @click.argument("name")
 @click.argument("token_id", metavar="ID")
-@_data
-@_json
+@data_folder
+@json_output
 def revoke(name: str, token_id: str, data: str, as_json: bool) -> None:
     """Have the token ID of the volume NAME grant nothing from its next request on; -: read it from stdin.
 
@@ -83,7 +80,7 @@ def revoke(name: str, token_id: str, data: str, as_json: bool) -> None:
         token_id = sys.stdin.readline().strip()
     with closing(Store.open(data)) as store:
         store.registry.revoke_token(name, token_id)
-    _print({"revoked": True}, as_json, "revoked")
+    say({"revoked": True}, as_json, "revoked")
 
 
 @click.group()
@@ -97,9 +94,9 @@ def user() -> None:
 @user.command()
 @click.argument("name")
 @click.argument("person", metavar="USER")
-@_data
+@data_folder
 @click.option("--write", is_flag=True, help="Also to write the tip, where no agent writes it.")
-@_json
+@json_output
 def allow(name: str, person: str, data: str, write: bool, as_json: bool) -> None:
     """Let USER read the volume NAME and its snapshots; asks a new user's password (or reads it from stdin).
 
@@ -115,12 +112,12 @@ def allow(name: str, person: str, data: str, write: bool, as_json: bool) -> None
             registry.grant_user(person, name, right)
         else:
             registry.create_user(person, _ask_password(), {name: right})
-    _print({"user": person, "volume": name, "right": right}, as_json, f"{person} may {right} {name}")
+    say({"user": person, "volume": name, "right": right}, as_json, f"{person} may {right} {name}")
 
 
 @user.command(name="list")
-@_data
-@_json
+@data_folder
+@json_output
 def list_users(data: str, as_json: bool) -> None:
     """List the users and what they may.
 
@@ -132,14 +129,14 @@ def list_users(data: str, as_json: bool) -> None:
         rows = [(person, store.registry.rights(person)) for person in store.registry.users()]
     for person, rights in rows:
         shown = ", ".join(f"{right} {volume}" for volume, right in sorted(rights.items())) or "nothing"
-        _print({"user": person, "volumes": rights}, as_json, f"{person}  {shown}")
+        say({"user": person, "volumes": rights}, as_json, f"{person}  {shown}")
 
 
 @user.command()
 @click.argument("name")
 @click.argument("person", metavar="USER")
-@_data
-@_json
+@data_folder
+@json_output
 def deny(name: str, person: str, data: str, as_json: bool) -> None:
     """Take USER's right to the volume NAME away; a user without rights is forgotten.
 
@@ -154,7 +151,7 @@ def deny(name: str, person: str, data: str, as_json: bool) -> None:
         registry.grant_user(person, name, None)
         if not registry.rights(person):
             registry.delete_user(person)
-    _print({"user": person, "volume": name, "right": None}, as_json, f"{person} may not reach {name}")
+    say({"user": person, "volume": name, "right": None}, as_json, f"{person} may not reach {name}")
 
 
 def _ask_password() -> str:
@@ -165,10 +162,3 @@ def _ask_password() -> str:
     if not password:
         raise BadUsage(detail="a password is needed: type it, or pass it on standard input")
     return password
-
-
-def _print(row: dict[str, Any], as_json: bool, text: str) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(row) + "\n")
-    else:
-        click.echo(text)

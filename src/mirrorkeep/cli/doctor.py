@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 
 import click
 
+from mirrorkeep.cli.options import json_output
+
 _GIB = 1 << 30
 
 
@@ -32,7 +34,7 @@ class Check:
 
 @click.command()
 @click.option("--data", default=".", type=click.Path(), help="Where a store would lie (default: here).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@json_output
 def doctor(data: str, as_json: bool) -> None:
     """Say what this machine can do and what is missing.
 

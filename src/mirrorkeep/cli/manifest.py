@@ -22,6 +22,7 @@ from mirrorkeep.cli.manifest_output import (
     text_fields,
 )
 from mirrorkeep.cli.manifest_parts import create, extract, make_set, verify
+from mirrorkeep.cli.options import json_output
 from mirrorkeep.errors import MalformedManifest, printable
 from mirrorkeep.manifest.binary import BinaryReader
 from mirrorkeep.manifest.convert import convert_manifest, open_manifest
@@ -34,7 +35,6 @@ from mirrorkeep.manifest.writer import ManifestWriter
 
 _FILE = click.File("rb")
 _partial = click.option("--partial", is_flag=True, help="Accept a manifest that was cut off.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 _output = click.option(
     "--output", "-o", type=click.Path(dir_okay=False), help="Write here (only when complete), not to stdout."
 )
@@ -51,7 +51,7 @@ def manifest() -> None:
 @manifest.command()
 @click.argument("files", type=_FILE, nargs=-1, required=True, metavar="FILE...")
 @_partial
-@_json
+@json_output
 def show(files: tuple[BinaryIO, ...], partial: bool, as_json: bool) -> None:
     """Print the entries: mode, size, time of change and path.
 
@@ -73,7 +73,7 @@ def show(files: tuple[BinaryIO, ...], partial: bool, as_json: bool) -> None:
 @manifest.command()
 @click.argument("files", type=_FILE, nargs=-1, required=True, metavar="FILE...")
 @_partial
-@_json
+@json_output
 @click.pass_context
 def check(context: click.Context, files: tuple[BinaryIO, ...], partial: bool, as_json: bool) -> None:
     """Check every record, the order and all hashes; of a set, also that no part is missing.
@@ -121,7 +121,7 @@ def _check_file(file: BinaryIO, partial: bool) -> dict[str, Any]:
 @click.option("--all-fields", is_flag=True, help="Also compare access times and inode numbers.")
 @click.option("--exit-code", is_flag=True, help="Exit with 4 when there are differences.")
 @_partial
-@_json
+@json_output
 @click.pass_context
 def diff(
     context: click.Context,
@@ -155,7 +155,7 @@ def diff(
 @click.argument("files", type=_FILE, nargs=-1, required=True, metavar="OLD NEW...")
 @_output
 @click.option("--partial", is_flag=True, help="Accept manifests that were cut off (never the first).")
-@_json
+@json_output
 def merge(files: tuple[BinaryIO, ...], output: str | None, partial: bool, as_json: bool) -> None:
     """Merge manifests, later ones winning: an old one with an interrupted run's, or with a patch.
 
@@ -176,7 +176,7 @@ def merge(files: tuple[BinaryIO, ...], output: str | None, partial: bool, as_jso
 @_output
 @click.option("--to", "form", type=click.Choice(["text", "binary"]), help="The form; default: the other one.")
 @_partial
-@_json
+@json_output
 def convert(file: BinaryIO, output: str | None, form: str | None, partial: bool, as_json: bool) -> None:
     """Convert between the text and the binary form; nothing is lost either way.
 
@@ -192,7 +192,7 @@ def convert(file: BinaryIO, output: str | None, form: str | None, partial: bool,
 @click.argument("files", type=_FILE, nargs=-1, required=True, metavar="FILE...")
 @click.option("--depth", "-d", type=click.IntRange(min=0), help="Print only directories this deep.")
 @_partial
-@_json
+@json_output
 def summary(files: tuple[BinaryIO, ...], depth: int | None, partial: bool, as_json: bool) -> None:
     """Print what each directory holds in apparent bytes, as "du -b" does, the total last.
 

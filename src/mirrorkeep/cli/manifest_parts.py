@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from mirrorkeep.cli.manifest_output import as_text, print_json, report_written, shown, target_stream
+from mirrorkeep.cli.options import json_output
 from mirrorkeep.errors import BadUsage, NotFound, printable
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.convert import open_manifest
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _FILE = click.File("rb")
 _FOLDER = click.Path(exists=True, file_okay=False)
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 _output = click.option(
     "--output", "-o", type=click.Path(dir_okay=False), help="Write here (only when complete), not to stdout."
 )
@@ -55,7 +55,7 @@ _set_name = click.option("--name", help="Name of the set (otherwise a random one
 @_output
 @_into
 @_set_name
-@_json
+@json_output
 @click.pass_context
 def create(
     context: click.Context,
@@ -115,7 +115,7 @@ def _create_one(
 @click.argument("file", type=_FILE)
 @click.argument("path")
 @_output
-@_json
+@json_output
 def extract(file: BinaryIO, path: str, output: str | None, as_json: bool) -> None:
     """Write the manifest of one folder of a tree, out of the manifest of the whole.
 
@@ -144,7 +144,7 @@ def extract(file: BinaryIO, path: str, output: str | None, as_json: bool) -> Non
 @click.argument("files", type=_FILE, nargs=-1, required=True, metavar="FILE...")
 @click.option("--into", type=click.Path(file_okay=False), required=True, help="Folder for the new files.")
 @_set_name
-@_json
+@json_output
 def make_set(files: tuple[BinaryIO, ...], into: str, name: str | None, as_json: bool) -> None:
     """Make manifests of several trees a set, whose missing parts "check" names.
 
@@ -166,7 +166,7 @@ def make_set(files: tuple[BinaryIO, ...], into: str, name: str | None, as_json: 
 @click.argument("file", type=_FILE)
 @click.argument("folder", type=_FOLDER)
 @click.option("--path", default="", help="The folder inside the manifest's tree that FOLDER is a copy of.")
-@_json
+@json_output
 @click.pass_context
 def verify(context: click.Context, file: BinaryIO, folder: str, path: str, as_json: bool) -> None:
     """Read FOLDER and print what differs from the manifest; exit status 4 when something does.

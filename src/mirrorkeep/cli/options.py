@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from mirrorkeep.errors import BadUsage
-from mirrorkeep.tree.client import StoreClient
-from mirrorkeep.tree.target import clean_token
+
+if TYPE_CHECKING:
+    from mirrorkeep.tree.client import StoreClient
 
 _FORGOTTEN_SCHEME: Final = re.compile(r"[^/\s]+:\d+/volumes(/|$)")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -42,8 +43,31 @@ def json_output(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")(command)
 
 
+def data_folder(command: Command) -> Command:
+    """Add ``--data``, for commands on the machine that stores."""
+    option = click.option(
+        "--data", required=True, type=click.Path(file_okay=False), help="Folder of the store."
+    )
+    return option(command)
+
+
+def threads_option(command: Command) -> Command:
+    """Add ``--threads``."""
+    option = click.option(
+        "--threads",
+        type=click.IntRange(1, 64),
+        default=4,
+        show_default=True,
+        help="Transfers at once; with three or more a large file takes up to three connections.",
+    )
+    return option(command)
+
+
 def open_client(target: str, token_file: str | None, ca: str | None) -> StoreClient:
     """Return a client for a target URL; raises BadUsage for anything that cannot be one."""
+    from mirrorkeep.tree.client import StoreClient
+    from mirrorkeep.tree.target import clean_token
+
     token = None
     if token_file is not None:
         try:

@@ -35,6 +35,14 @@ def emit(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def say(row: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print what a command did: ``row`` as a JSON line, or ``text``."""
+    if as_json:
+        emit(row)
+    else:
+        sys.stdout.write(text + "\n")
+
+
 class ConsoleReporter:
     """Reports a run on stderr (a terminal) or stdout (JSON lines)."""
 

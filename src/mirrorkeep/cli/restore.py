@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from mirrorkeep.cli.last_resort import files_in
-from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
+from mirrorkeep.cli.options import credentials, is_url, json_output, open_client, threads_option
 from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
 from mirrorkeep.errors import BadUsage, NotFound
 
@@ -27,13 +27,7 @@ MAX_KEYS: Final = 8
 @click.argument("destination", type=click.Path(file_okay=False))
 @click.option("--snapshot", default="latest", show_default=True, help="Name of a snapshot (see `snapshots`).")
 @click.option("--path", default="", help="Only this folder or file of the snapshot.")
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    help="Transfers at once; with three or more a large file takes up to three connections.",
-)
+@threads_option
 @click.option(
     "--overwrite-newer", is_flag=True, help="Also replace files that are newer than the snapshot's."
 )

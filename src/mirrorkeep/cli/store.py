@@ -6,17 +6,15 @@ killed leaves its mounts and its ``run`` folder; the next ``serve`` starts on wh
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from typing import Any
 
 import click
 
+from mirrorkeep.cli.options import json_output
+from mirrorkeep.cli.report import say
 from mirrorkeep.errors import BadUsage
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 _data = click.argument("data", type=click.Path(file_okay=False))
 
 
@@ -47,7 +45,7 @@ def store() -> None:
     help="Encryption at rest.",
 )
 @click.option("--host", "hosts", multiple=True, help="Name for the certificate; repeatable.")
-@_json
+@json_output
 def init(
     data: str,
     driver: str,
@@ -80,7 +78,7 @@ def init(
     made.close()
     if encryption.warning:
         click.echo(f"warning: {encryption.warning}", err=True)
-    _say(row, as_json, f"made a {row['driver']} store at {made.data} ({encryption.name})")
+    say(row, as_json, f"made a {row['driver']} store at {made.data} ({encryption.name})")
 
 
 @store.command()
@@ -114,7 +112,7 @@ def serve(data: str, listen: str, workers: int | None, hosts: tuple[str, ...]) -
     show_default=True,
     help="Seconds to wait.",
 )
-@_json
+@json_output
 def stop(data: str, wait_s: float, as_json: bool) -> None:
     """End the service on DATA, if one runs, and unmount its pool.
 
@@ -128,12 +126,12 @@ def stop(data: str, wait_s: float, as_json: bool) -> None:
     unmounted = "; unmounted its pool" if os.path.ismount(opened.pool) else ""
     opened.close(detach=True)
     ended = f"stopped the service {pid}" if pid else "not running"
-    _say({"stopped": pid, "detached": True}, as_json, ended + unmounted)
+    say({"stopped": pid, "detached": True}, as_json, ended + unmounted)
 
 
 @store.command("rotate-key")
 @_data
-@_json
+@json_output
 def rotate_key(data: str, as_json: bool) -> None:
     """Put a new key in place of the one that signs verdicts; the service may go on.
 
@@ -157,7 +155,7 @@ def rotate_key(data: str, as_json: bool) -> None:
         "public_key": os.path.join(folder, "verdict.pub"),
         "rotations": os.path.join(folder, "verdict.rotations"),
     }
-    _say(row, as_json, f"verdicts are signed by {row['new_key']} from now on ({row['public_key']})")
+    say(row, as_json, f"verdicts are signed by {row['new_key']} from now on ({row['public_key']})")
 
 
 def parse_size(text: str | None) -> int | None:
@@ -173,7 +171,3 @@ def parse_size(text: str | None) -> int | None:
     if size_bytes <= 0:
         raise BadUsage(detail=f"{text!r} is not a size; write for example 20G")
     return size_bytes
-
-
-def _say(row: dict[str, Any], as_json: bool, text: str) -> None:
-    sys.stdout.write((json.dumps(row) if as_json else text) + "\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mirrorkeep.cli.last_resort import files_in
-from mirrorkeep.cli.options import credentials, is_url, json_output, open_client
+from mirrorkeep.cli.options import credentials, is_url, json_output, open_client, threads_option
 from mirrorkeep.cli.report import ConsoleReporter, emit, show_bytes, show_path
 from mirrorkeep.errors import BadUsage, DeletionGuard, VerdictRefused
 from mirrorkeep.sync.options import RunOptions, RunResult
@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 @click.argument("source", type=click.Path(exists=True))
 @click.argument("target")
 @click.option("--state", type=click.Path(file_okay=False), help="Folder for what is remembered between runs.")
-@click.option(
-    "--threads",
-    type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    help="Transfers at once; with three or more a large file takes up to three connections.",
-)
+@threads_option
 @click.option(
     "--hash", "digest", type=click.Choice(["sha256", "sha1", "blake3"]), default="sha256", show_default=True
 )

@@ -12,15 +12,13 @@ Not here: the checks of one verdict (``store.verdict``), waiting for it (``sync.
 from __future__ import annotations
 
 import base64
-import fcntl
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 from mirrorkeep.errors import BadUsage, VerdictRefused
-from mirrorkeep.store import verdict
+from mirrorkeep.store import locks, verdict
 from mirrorkeep.store.records import make_durable_folder, read_record, write_record
 from mirrorkeep.sync.verdicts import read_verdict
 from mirrorkeep.tree.client import StoreClient
@@ -49,7 +47,7 @@ class Trust:
         ``manifest`` is the digest of the one that was sent, where that is known.  Raises VerdictRefused:
         nothing may be concluded, and what is remembered stays.
         """
-        with self._locked():
+        with locks.exclusive(f"{self._path}.lock"):
             known = self._known()
             if known["head"] != self.head:  # another command has seen newer ones in the meantime
                 again = read_verdict(self._client, snapshot, answer["validation"], since=known["head"])
@@ -97,15 +95,6 @@ class Trust:
             return read_record(self._path) or {"keys": [], "head": ""}
         except ValueError as error:
             raise VerdictRefused(detail=f"{error}; remove it to trust the store as it is now") from None
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fd = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
 
 def _texts(keys: list[bytes]) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 
 import click
 
+from mirrorkeep.cli.options import json_output
 from mirrorkeep.cli.store import init, serve
 
 
@@ -38,7 +39,7 @@ def default_data_folder() -> str:
 )
 @click.option("--listen", default="127.0.0.1:8443", show_default=True, help="HOST:PORT (port 0: any).")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that serve (default: one a core).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@json_output
 @click.pass_context
 def up(
     context: click.Context,

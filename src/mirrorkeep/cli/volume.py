@@ -5,7 +5,6 @@ Works beside a running service, which sees the change at its next request.  Not 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any
@@ -14,10 +13,10 @@ from urllib.parse import quote
 import click
 
 from mirrorkeep.cli.access import token, user
+from mirrorkeep.cli.options import data_folder, json_output
+from mirrorkeep.cli.report import emit, say
 from mirrorkeep.errors import BadUsage, NotFound
 
-_data = click.option("--data", required=True, type=click.Path(file_okay=False), help="Folder of the store.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 _part = click.option("--part", default="", help="Path of a part inside the volume (default: all of it).")
 
 
@@ -31,8 +30,8 @@ def volume() -> None:
 
 @volume.command()
 @click.argument("name")
-@_data
-@_json
+@data_folder
+@json_output
 def create(name: str, data: str, as_json: bool) -> None:
     """Make the volume NAME and a token for it, which is shown only now.
 
@@ -46,15 +45,12 @@ def create(name: str, data: str, as_json: bool) -> None:
     url = f"https://{store.address()}/volumes/{quote(name)}"
     row = {"url": url, "token": token, "ca": os.path.join(store.keys_folder, "ca.pem")}
     store.close()
-    if as_json:
-        _print(row)
-    else:
-        click.echo(f"url    {url}\ntoken  {token}\nca     {row['ca']}")
+    say(row, as_json, f"url    {url}\ntoken  {token}\nca     {row['ca']}")
 
 
 @volume.command()
 @click.argument("name")
-@_data
+@data_folder
 @click.option("--snapshot", help="A snapshot's name, or latest.")
 @_part
 def path(name: str, data: str, snapshot: str | None, part: str) -> None:
@@ -86,9 +82,9 @@ def path(name: str, data: str, snapshot: str | None, part: str) -> None:
 
 @volume.command()
 @click.argument("name")
-@_data
+@data_folder
 @_part
-@_json
+@json_output
 def snapshot(name: str, data: str, part: str, as_json: bool) -> None:
     """Freeze what the volume NAME holds now, and have it validated.
 
@@ -104,15 +100,12 @@ def snapshot(name: str, data: str, part: str, as_json: bool) -> None:
         raise BadUsage(detail=f"volume {name} has {len(parts)} parts; name one with --part")
     made = freeze_now((wanted or parts)[0])
     store.close()
-    if as_json:
-        _print({"snapshot": made.name, "sequence": made.sequence})
-    else:
-        click.echo(made.name)
+    say({"snapshot": made.name, "sequence": made.sequence}, as_json, made.name)
 
 
 @volume.command(name="list")
-@_data
-@_json
+@data_folder
+@json_output
 def list_volumes(data: str, as_json: bool) -> None:
     """List the volumes with their parts and newest snapshots.
 
@@ -124,7 +117,7 @@ def list_volumes(data: str, as_json: bool) -> None:
     for found in store.volumes():
         parts = [_describe(part) for part in found.parts()]
         if as_json:
-            _print({"name": found.name, "parts": parts})
+            emit({"name": found.name, "parts": parts})
             continue
         click.echo(found.name)
         for row in parts:
@@ -135,9 +128,9 @@ def list_volumes(data: str, as_json: bool) -> None:
 
 @volume.command()
 @click.argument("name")
-@_data
+@data_folder
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_json
+@json_output
 def delete(name: str, data: str, yes: bool, as_json: bool) -> None:
     """Delete the volume NAME with its whole history and its tokens, for ever.
 
@@ -149,10 +142,7 @@ def delete(name: str, data: str, yes: bool, as_json: bool) -> None:
     if store.registry.is_being_deleted(name):  # cut off: it was said then
         store.delete_volume(name)
         store.close()
-        if as_json:
-            _print({"deleted": name, "snapshots": None})
-        else:
-            click.echo(f"deleted what was left of {name}")
+        say({"deleted": name, "snapshots": None}, as_json, f"deleted what was left of {name}")
         return
     found = store.volume(name)
     count = sum(len(part.snapshots()) for part in found.parts())
@@ -162,10 +152,7 @@ def delete(name: str, data: str, yes: bool, as_json: bool) -> None:
         click.confirm(f"Delete {name} with {count} snapshots for ever?", abort=True, err=True)
     store.delete_volume(name)
     store.close()
-    if as_json:
-        _print({"deleted": name, "snapshots": count})
-    else:
-        click.echo(f"deleted {name} with {count} snapshots")
+    say({"deleted": name, "snapshots": count}, as_json, f"deleted {name} with {count} snapshots")
 
 
 volume.add_command(token)
@@ -182,7 +169,3 @@ def _describe(part: Any) -> dict[str, Any]:
         "dirty": state.dirty,
         "run": state.run["id"] if state.run else None,
     }
-
-
-def _print(row: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(row) + "\n")

@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.order import order_key
-from mirrorkeep.manifest.peek import inode_of, kind_of, path_of
+from mirrorkeep.manifest.order import order_key, payload_of, row_in_order
+from mirrorkeep.manifest.peek import has_one_name, inode_of, kind_of, path_of
 from mirrorkeep.manifest.spill import SpilledSort
 
-_ALONE: Final = b"," + keys.LINKS + b"=1,"
 _INODE_BYTES: Final = 17
 _NAMED, _OTHER = b"\0", b"\1"
-_BETWEEN: Final = b"\0\0\0"
 
 
 def other_names(lines: Iterable[bytes], named: Iterable[bytes], directory: str) -> Iterator[bytes]:
@@ -36,9 +34,8 @@ def other_names(lines: Iterable[bytes], named: Iterable[bytes], directory: str) 
             if tag == _NAMED:
                 doubted = inode
             elif inode == doubted:
-                found.add(order_key(path) + _BETWEEN + path)
-        for row in found:
-            yield row[row.rindex(_BETWEEN) + len(_BETWEEN) :]
+                found.add(row_in_order(path, path))
+        yield from map(payload_of, found)
 
 
 def _sort_by_inode(lines: Iterable[bytes], named: Iterator[bytes], names: SpilledSort) -> None:
@@ -47,7 +44,7 @@ def _sort_by_inode(lines: Iterable[bytes], named: Iterator[bytes], names: Spille
     if key is None:
         return
     for line in lines:
-        if _ALONE in line or kind_of(line) != keys.FILE or (inode := inode_of(line)) < 0:
+        if has_one_name(line) or kind_of(line) != keys.FILE or (inode := inode_of(line)) < 0:
             continue
         path = path_of(line)
         here = order_key(path)

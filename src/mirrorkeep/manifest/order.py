@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import Final
 
 _ROOT: Final = b"\xff\xff"
+_BEHIND_KEY: Final = b"\0\0\0"
+"""Stands in no key."""
 
 
 def order_key(path: bytes) -> bytes:
@@ -26,3 +28,13 @@ def order_key(path: bytes) -> bytes:
     if b"\xff" in path:
         path = path.replace(b"\xff", b"\xff\x01")
     return path.replace(b"/", b"\x00") + b"\x00\xff\xff"
+
+
+def row_in_order(path: bytes, payload: bytes) -> bytes:
+    """Return a row that comes, among sorted rows, where ``path`` comes in a manifest."""
+    return order_key(path) + _BEHIND_KEY + payload
+
+
+def payload_of(row: bytes) -> bytes:
+    """Return what :func:`row_in_order` was given beside the path."""
+    return row.partition(_BEHIND_KEY)[2]

@@ -20,7 +20,7 @@ from mirrorkeep.delta.segments import digest_segments, pack_digests
 from mirrorkeep.errors import BadUsage, MirrorkeepError, NotFound, SourceChanged
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, format_record, parse_record
-from mirrorkeep.sync.large import base_fields, hash_content, segment_fields
+from mirrorkeep.sync.digests import base_fields, hash_content, segment_fields
 from mirrorkeep.sync.links import LinkTable
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.protocol import Failure

@@ -69,8 +69,10 @@ class Dispatcher:
         self._items: dict[int, list[Item]] = {}
         self._refusals: dict[int, Refuse] = {}
         self._answers: dict[int, Callable[[Any], None]] = {}
-        self._read_bytes = 0
-        self._sent_bytes = 0
+        self.read_bytes = 0
+        """Bytes of content read so far, those of large files under way included."""
+        self.sent_bytes = 0
+        """The same of what was sent."""
         self.current = b""
 
     def send(self, item: Item, wanted: Wanted) -> None:
@@ -120,16 +122,6 @@ class Dispatcher:
         self._pool.close()
 
     @property
-    def read_bytes(self) -> int:
-        """Bytes of content read so far, those of files under way included."""
-        return self._read_bytes + sum(read for read, _ in self._under_way.values())
-
-    @property
-    def sent_bytes(self) -> int:
-        """Bytes sent so far, those of files under way included."""
-        return self._sent_bytes + sum(sent for _, sent in self._under_way.values())
-
-    @property
     def busy(self) -> bool:
         """Whether workers have all that they can hold."""
         return self._pool.outstanding >= 2 * self._pool.capacity
@@ -154,22 +146,28 @@ class Dispatcher:
         self._pool.submit(self._sequence, order)
 
     def _note_under_way(self, sequence: int, told: tuple[int, int]) -> None:
+        self._count(sequence, told)
         self._under_way[sequence] = told
         self._tell_under_way(self._items[sequence][0].path)
 
+    def _count(self, sequence: int, told: tuple[int, int]) -> None:
+        """Count the bytes of an order, of which some may have been counted while it was under way."""
+        read_bytes, sent_bytes = self._under_way.pop(sequence, (0, 0))
+        self.read_bytes += told[0] - read_bytes
+        self.sent_bytes += told[1] - sent_bytes
+
     def _take(self, done: Completed) -> None:
         items = self._items.pop(done.sequence)
-        self._under_way.pop(done.sequence, None)
         refuse = self._refusals.pop(done.sequence, None)
         answer = self._answers.pop(done.sequence, None)
         if done.error is not None:
+            self._count(done.sequence, (0, 0))
             if answer is not None:
                 raise done.error  # a commit that failed: nothing since the last one counts
             self._take_error(done, items, refuse)
             return
         report: Report = done.result
-        self._read_bytes += report.read_bytes
-        self._sent_bytes += report.sent_bytes
+        self._count(done.sequence, (report.read_bytes, report.sent_bytes))
         for item, outcome in zip(items, report.outcomes, strict=True):
             self._settle(item, outcome, report.read_started_ns)
         if items:

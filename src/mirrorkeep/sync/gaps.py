@@ -12,15 +12,15 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
+from mirrorkeep.tree.content import is_zeros
 from mirrorkeep.tree.metadata.sparse import Ranges
-from mirrorkeep.tree.protocol import Segment
+from mirrorkeep.tree.protocol import Data, Segment
 
 LEAST_GAP_BYTES: Final = 1 << 20
 """Shorter holes are sent as zeros with what is around them: each piece is a request of its own."""
-_ZEROS: Final = bytes(1 << 20)
 
 
-def pieces_to_send(segment: Segment, data: bytes, ranges: Ranges) -> list[Segment]:
+def pieces_to_send(segment: Segment, data: Data, ranges: Ranges) -> list[Segment]:
     """Return the parts of ``segment``, which holds ``data``, that are not zeros in a hole.
 
     ``ranges`` are the stretches of data of the file, ascending.  A hole that is no zeros was written to
@@ -32,9 +32,9 @@ def pieces_to_send(segment: Segment, data: bytes, ranges: Ranges) -> list[Segmen
             pieces[-1] = Segment(pieces[-1].start, end)
         else:
             pieces.append(Segment(start, end))
-    position = segment.start
+    position, view = segment.start, memoryview(data)
     for piece in [*pieces, Segment(segment.end, segment.end)]:
-        if not _is_zeros(data, position - segment.start, piece.start - segment.start):
+        if not is_zeros(view[position - segment.start : piece.start - segment.start]):
             return [segment]
         position = piece.end
     return pieces
@@ -48,12 +48,3 @@ def _inside(segment: Segment, ranges: Ranges) -> Iterator[tuple[int, int]]:
             return
         if end > segment.start:
             yield max(start, segment.start), min(end, segment.end)
-
-
-def _is_zeros(data: bytes, start: int, end: int) -> bool:
-    """Say whether a stretch of ``data`` is zeros, at the speed of memory and without a copy of it."""
-    while end - start >= len(_ZEROS):
-        if not data.startswith(_ZEROS, start):
-            return False
-        start += len(_ZEROS)
-    return data[start:end] == bytes(end - start)

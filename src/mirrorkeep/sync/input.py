@@ -21,7 +21,7 @@ from mirrorkeep.errors import MalformedManifest, NotFound
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.groups import other_names
 from mirrorkeep.manifest.merge import merge_records
-from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.order import order_key, payload_of, row_in_order
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import Record, format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledSort
@@ -229,10 +229,9 @@ def _sorted_records(path: str, size_bytes: int, folder: str) -> Iterator[Record]
             if read > size_bytes or not line.endswith(b"\n"):
                 break
             record = parse_record(line[:-1])
-            rows.add(order_key(record.path) + b"\0\0\0" + line[:-1])
+            rows.add(row_in_order(record.path, line[:-1]))
         previous = b""
-        for row in rows:
-            line = row[row.index(b"\0\0\0=") + 3 :]
+        for line in map(payload_of, rows):
             record = parse_record(line, check=False)
             if record.path != previous or not previous:
                 yield record
@@ -265,7 +264,7 @@ def _write_patch(entries: Iterator[bytes], before: str | None, known: str, targe
         doubts = False
         for entry in entries:
             doubts = doubts or entry.startswith(b"/")
-            rows.add(order_key(entry.removeprefix(b"/")) + b"\0\0\0" + entry)
+            rows.add(row_in_order(entry.removeprefix(b"/"), entry))
         writer = ManifestWriter(stream, {})
         for one in pair(_intents(rows), _known(known, before if doubts else None)):
             if one.expected is None:
@@ -279,8 +278,7 @@ def _write_patch(entries: Iterator[bytes], before: str | None, known: str, targe
 
 def _intents(rows: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Yield each path once, and whether it had a record."""
-    entries = (row[row.rindex(b"\0\0\0") + 3 :] for row in rows)
-    for path, same in itertools.groupby(entries, key=lambda entry: entry.removeprefix(b"/")):
+    for path, same in itertools.groupby(map(payload_of, rows), key=lambda entry: entry.removeprefix(b"/")):
         yield path, any(entry.startswith(b"/") for entry in same)
 
 

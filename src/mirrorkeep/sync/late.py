@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from mirrorkeep.errors import AlreadyExists, DeletionGuard, MalformedManifest
 from mirrorkeep.manifest import keys
-from mirrorkeep.manifest.order import order_key
+from mirrorkeep.manifest.order import payload_of, row_in_order
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList, SpilledSort
 from mirrorkeep.manifest.writer import ManifestSummary, ManifestWriter
@@ -38,7 +38,6 @@ _NUMBER: Final = struct.Struct(">Q")
 _SOURCE, _TARGET = b"\0", b"\1"
 _GONE, _TAKEN = b"-", b"+"
 """What became of the name that a file may have been renamed from: it is gone, or another file has it."""
-_AFTER_KEY: Final = b"\0\0\0"
 STAMPS_AT_ONCE: Final = 256
 """Directories that one worker stamps while others stamp theirs."""
 LINK_ROUNDS: Final = 4
@@ -154,8 +153,7 @@ class LatePhases:
             return False
         with open(target, "wb") as stream:
             writer = ManifestWriter(stream, {})
-            paths = (row[row.rindex(_AFTER_KEY) + len(_AFTER_KEY) :] for row in self._not_done)
-            for path, _ in itertools.groupby(paths):
+            for path, _ in itertools.groupby(map(payload_of, self._not_done)):
                 writer.add(format_record(path, {keys.TYPE: keys.UNKNOWN}))
             writer.finish()
         return True
@@ -248,7 +246,7 @@ class LatePhases:
         self._run.fail(failure.path or path, failure.code, failure.detail)
         if self._not_done is None:
             self._not_done = SpilledSort(_folder(self._work, "not done"))
-        self._not_done.add(order_key(path) + _AFTER_KEY + path)
+        self._not_done.add(row_in_order(path, path))
 
     def _refused_file(self, frame: Frame, failure: Failure) -> None:
         """Where a run that was cut off has put a folder already, the file is gone and the folder may stay."""

@@ -16,7 +16,7 @@ from mirrorkeep.manifest.peek import digest_of, is_hard_link
 from mirrorkeep.manifest.record import parse_record
 from mirrorkeep.sync.journal import Item, Journal
 from mirrorkeep.sync.links import LinkTable
-from mirrorkeep.sync.orders import Wanted, version_of
+from mirrorkeep.sync.orders import Wanted, version_now, version_of
 from mirrorkeep.tree.walk import STAT
 
 _UNDER_WAY: Final = b"-"
@@ -69,7 +69,7 @@ class Leaders:
             if found.st_ino != inode or is_hard_link(line) or not self._table.leader(found.st_dev, inode):
                 continue
             version = version_of(parse_record(line.rstrip(b"\n"), check=False))
-            if version == b"%d %d %d %d" % (inode, found.st_size, found.st_mtime_ns, found.st_ctime_ns):
+            if version == version_now(found):
                 self._table.adopt(found.st_dev, inode, path, _ADOPTED + _pack(digest_of(line), version))
 
     def lose(self, line: bytes) -> None:

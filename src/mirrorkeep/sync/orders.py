@@ -7,6 +7,7 @@ Everything here is pickled over the pipe between the two.
 from __future__ import annotations
 
 import enum
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -120,9 +121,18 @@ def version_of(record: Record) -> bytes:
     fields = record.fields
     try:
         inode_ctime_ns = parse_time_ns(fields[keys.INODE_CTIME])
-        return b"%d %d %d %d" % (int(fields[keys.INODE]), record.size, record.mtime_ns, inode_ctime_ns)
+        return _version(int(fields[keys.INODE]), record.size, record.mtime_ns, inode_ctime_ns)
     except (KeyError, ValueError):
         return b""
+
+
+def version_now(found: os.stat_result) -> bytes:
+    """Return the same of a file that was just looked at."""
+    return _version(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _version(*numbers: int) -> bytes:
+    return b"%d %d %d %d" % numbers
 
 
 def same_facts(one: bytes, other: bytes) -> bool:

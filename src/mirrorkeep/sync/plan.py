@@ -10,10 +10,10 @@ the guard a file counts as renamed that is known by its inode, size and time, as
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import time
-from array import array
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -22,10 +22,11 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import kind_of
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import Record, format_record, parse_record
+from mirrorkeep.manifest.spill import SpilledSort
 from mirrorkeep.sync.detect import Detector
+from mirrorkeep.sync.digests import base_fields, hash_content
 from mirrorkeep.sync.index import Head, OldSide, build_index, empty_old_side, open_index
 from mirrorkeep.sync.journal import Stretch
-from mirrorkeep.sync.large import base_fields, hash_content
 from mirrorkeep.sync.late import guard_deletions
 from mirrorkeep.sync.mirror import kind_of_blob
 from mirrorkeep.sync.options import RunOptions, RunResult
@@ -37,6 +38,7 @@ from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.walk import blob_stat, walk
 
 NEW, CHANGED, REMOVED = "new", "changed", "removed"
+_GONE, _MET = b"-", b"+"
 
 Tell = Callable[[str, bytes], None]
 """``tell(action, path)`` for each entry that a run would touch."""
@@ -66,7 +68,7 @@ class Plan:
         self.stop: DeletionGuard | None = None
         """What would stop the run before it deletes anything."""
         self._going = 0
-        self._gone, self._came = array("q"), array("q")
+        self._files: SpilledSort
 
     def execute(self) -> RunResult:
         """Compare and tell; raises what the source or the target raises."""
@@ -74,6 +76,7 @@ class Plan:
         self._reporter.phase("walk")
         with ExitStack() as stack:
             work = stack.enter_context(tempfile.TemporaryDirectory(prefix="mirrorkeep-plan-"))
+            self._files = stack.enter_context(SpilledSort(work))
             old = self._own(work) or self._fetched(work)
             stack.callback(old.close)
             detector = Detector(old, self)
@@ -82,7 +85,7 @@ class Plan:
             mounts = self._options.mounts(source, self._state.mounts())
             detector.run(walk(source, keep=keep, one_file_system=one, mounts=mounts))
             self.result.entries = detector.entries
-            going = self._going - len(set(self._gone).intersection(self._came))
+            going = self._going - self._count_renamed()
             self.stop = guard_deletions(self._options, going=going, total=old.entries, left=detector.entries)
         result = self.result
         result.unchanged = result.entries - result.new - result.changed
@@ -143,8 +146,9 @@ class Plan:
         kind, old_kind = kind_of_blob(blob), kind_of(head.line)
         if kind != old_kind:
             self._going += 1
+            self._note_gone(head.line)
         if kind != old_kind or _file_key(head.line) != _blob_key(blob):
-            self._note(head.line, blob)
+            self._note_met(kind, blob)
         try:
             differs = kind != old_kind or self._differs(path, blob, head.line)
         except MirrorkeepError as error:
@@ -157,14 +161,14 @@ class Plan:
     def new(self, path: bytes, blob: bytes, *, forced: bool) -> None:
         """Tell of an entry that the target lacks."""
         self.result.new += 1
-        self._note(b"", blob)
+        self._note_met(kind_of_blob(blob), blob)
         self._tell(NEW, path)
 
     def removed(self, path: bytes, line: bytes) -> None:
         """Tell of an entry that the source no longer has."""
         self.result.removed += 1
         self._going += 1
-        self._note(line, b"")
+        self._note_gone(line)
         self._tell(REMOVED, path)
 
     def unreadable(self, path: bytes, detail: str) -> None:
@@ -180,12 +184,20 @@ class Plan:
     def undecided(self, record: Record) -> None:
         """Nothing to tell: a plan looks at no patch."""
 
-    def _note(self, gone: bytes, came: bytes) -> None:
-        """Note a file that is no longer where its record says, and one that was not there before."""
-        if gone and (key := _file_key(gone)):
-            self._gone.append(key)
-        if came and kind_of_blob(came) == keys.FILE and (key := _blob_key(came)):
-            self._came.append(key)
+    def _note_gone(self, line: bytes) -> None:
+        """Note a file whose name is gone."""
+        if key := _file_key(line):
+            self._files.add(key + _GONE)
+
+    def _note_met(self, kind: bytes, blob: bytes) -> None:
+        """Note a file that was not there before."""
+        if kind == keys.FILE and (key := _blob_key(blob)):
+            self._files.add(key + _MET)
+
+    def _count_renamed(self) -> int:
+        """Return how many of the files that are gone were met under another name."""
+        groups = itertools.groupby(self._files, key=lambda row: row[:-1])
+        return sum({row[-1:] for row in rows} == {_GONE, _MET} for _, rows in groups)
 
     def _differs(self, path: bytes, blob: bytes, line: bytes) -> bool:
         """Compare metadata, and the content of a file whose times may have been too young to tell."""
@@ -206,16 +218,16 @@ class Plan:
         return base_fields(digest, self._options.digest)[keys.HASH] != old.hash
 
 
-def _file_key(line: bytes) -> int:
-    """Return what knows a file again under another name, 0 where its record does not say."""
+def _file_key(line: bytes) -> bytes:
+    """Return what knows a file again under another name, nothing where its record does not say."""
     record = parse_record(line, check=False)
     inode = record.fields.get(keys.INODE, b"")
     known = record.kind == keys.FILE and inode.isdigit() and record.size > 0 and record.hash
-    return hash((int(inode), record.size, record.mtime_ns)) if known else 0
+    return b"%d %d %d" % (int(inode), record.size, record.mtime_ns) if known else b""
 
 
-def _blob_key(blob: bytes) -> int:
-    """Return the same of a file that the walk met, 0 where a run would not look for it."""
+def _blob_key(blob: bytes) -> bytes:
+    """Return the same of a file that the walk met, nothing where a run would not look for it."""
     facts = blob_stat(blob)
     known = facts.size_bytes > 0 and facts.links == 1
-    return hash((facts.inode, facts.size_bytes, facts.mtime_ns)) if known else 0
+    return b"%d %d %d" % (facts.inode, facts.size_bytes, facts.mtime_ns) if known else b""

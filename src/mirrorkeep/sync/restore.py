@@ -48,10 +48,11 @@ from mirrorkeep.tree.wire import BUNDLE_TARGET_BYTES
 
 MAX_BATCH: Final = 512
 MAX_PLACED: Final = 256
-MAX_KEYS: Final = 1000
+"""Links or directories in one order: few enough that the last ones keep every worker busy."""
 MAX_REPORTED: Final = 65_536
 """Entries that are kept in mind as reported: a directory that cannot be made cannot be stamped either."""
-"""Links or directories in one order: few enough that the last ones keep every worker busy."""
+MAX_KEYS: Final = 1000
+"""Keys of what could not be set that are counted one by one."""
 
 
 class RestoreSource(Protocol):

@@ -40,10 +40,11 @@ from mirrorkeep.errors import (
 )
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
-from mirrorkeep.sync.large import hash_content, new_hasher
+from mirrorkeep.sync.digests import hash_content, new_hasher
 from mirrorkeep.sync.orders import ABORTING
 from mirrorkeep.sync.restore_links import There
 from mirrorkeep.sync.seed import WORTH, Seed, Signer, Stretch, find_gaps, find_pieces, find_unchanged
+from mirrorkeep.tree.metadata.sparse import ranges_from_text
 from mirrorkeep.tree.native import NativeTree
 from mirrorkeep.tree.native_publish import is_newer, is_shared
 from mirrorkeep.tree.native_write import failure_of
@@ -59,9 +60,9 @@ class Fetched:
 
     failures: list[tuple[bytes, str, str]] = field(default_factory=list)
     settled: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """Path and digest of the files with further names that are in the destination as their records say."""
     not_set: Counter[bytes] = field(default_factory=Counter)
     """What the destination could not take of records, by key."""
-    """Path and digest of the files with further names that are in the destination as their records say."""
     same: int = 0
     read_bytes: int = 0
     written: int = 0
@@ -365,11 +366,9 @@ def _data_segments(record: Record) -> Iterator[tuple[int, int]]:
     if sparse is None:
         yield from plan_segments(record.size)
         return
-    for piece in sparse.split(b";"):
-        if piece:
-            offset, _, length = piece.partition(b"+")
-            for start, end in plan_segments(int(length)):
-                yield int(offset) + start, int(offset) + end
+    for first, last in ranges_from_text(sparse, record.size):
+        for start, end in plan_segments(last - first):
+            yield first + start, first + end
 
 
 def _digest_of(record: Record) -> str:

@@ -19,6 +19,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.peek import digest_of
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.sync.contents import Known
+from mirrorkeep.sync.digests import base_fields
 from mirrorkeep.sync.orders import (
     ABORTING,
     Action,
@@ -147,9 +148,7 @@ class Transfer:
         except MirrorkeepError as error:
             return Failure(0, wanted.path, error.code, str(error))
         fields[keys.HARD_LINK] = wanted.link_to
-        fields[keys.HASH] = wanted.digest
-        if self._master.digest == "blake3":
-            fields[keys.HASH_NAME] = b"blake3"
+        fields.update(base_fields(wanted.digest, self._master.digest))
         return Frame(Op.HARD_LINK, format_record(wanted.path, fields))
 
     def _copy(self, wanted: Wanted, frame: Frame) -> tuple[Outcome, Frame] | None:
@@ -181,7 +180,8 @@ class Transfer:
     def _send_large(self, wanted: Wanted, report: Report) -> None:
         if self._large is None:
             # A run of small files never needs it.
-            from mirrorkeep.sync.large import SEGMENT_THREADS, LargeTransfer
+            from mirrorkeep.sync.large import LargeTransfer
+            from mirrorkeep.sync.sending import SEGMENT_THREADS
 
             threads = min(self._threads, SEGMENT_THREADS)
             self._large = LargeTransfer(self._master, self._slave, self._signatures, threads)

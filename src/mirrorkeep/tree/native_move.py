@@ -21,9 +21,9 @@ from typing import Final
 
 from mirrorkeep.errors import MalformedBundle, MirrorkeepError, NotFound, PathRefused
 from mirrorkeep.manifest.record import Record
+from mirrorkeep.tree.content import check_file, clone
 from mirrorkeep.tree.metadata.posix import OPEN_ENTRY
 from mirrorkeep.tree.native_case import CaseGuard
-from mirrorkeep.tree.native_content import check_file, clone
 from mirrorkeep.tree.native_parents import Parents
 from mirrorkeep.tree.native_publish import (
     PART_PREFIX,

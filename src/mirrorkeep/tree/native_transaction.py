@@ -28,11 +28,11 @@ from mirrorkeep.errors import (
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
 from mirrorkeep.tree import wire
+from mirrorkeep.tree.content import check_file, clone, punch_holes, write_all
 from mirrorkeep.tree.metadata.flags import BEFORE_CONTENT, write_flags
 from mirrorkeep.tree.metadata.posix import OPEN_ENTRY, stamp, stamp_flags
 from mirrorkeep.tree.metadata.sparse import holes, ranges_from_text
 from mirrorkeep.tree.native_case import CaseGuard
-from mirrorkeep.tree.native_content import check_file, clone, punch_holes, write_all
 from mirrorkeep.tree.native_line import digest_maker
 from mirrorkeep.tree.native_parents import Parents
 from mirrorkeep.tree.native_publish import NewFile

@@ -37,11 +37,11 @@ from mirrorkeep.errors import (
 )
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record
+from mirrorkeep.tree.content import check_file, write_content
 from mirrorkeep.tree.digest import check_content
 from mirrorkeep.tree.metadata.flags import BEFORE_CONTENT, write_flags
 from mirrorkeep.tree.metadata.posix import FORMAT_OF_KIND, OPEN_ENTRY, is_plain, stamp, stamp_flags, stamp_new
 from mirrorkeep.tree.native_case import CaseGuard
-from mirrorkeep.tree.native_content import check_file, write_content
 from mirrorkeep.tree.native_move import Mover
 from mirrorkeep.tree.native_parents import Parents
 from mirrorkeep.tree.native_publish import (

@@ -27,6 +27,7 @@ from mirrorkeep.errors import (
 )
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import Record, parse_record, parse_time_ns
+from mirrorkeep.tree.content import write_content
 from mirrorkeep.tree.digest import check_content
 from mirrorkeep.tree.layout import (
     ROOT_SIDECAR,
@@ -35,7 +36,6 @@ from mirrorkeep.tree.layout import (
     split_path,
     storage_error,
 )
-from mirrorkeep.tree.native_content import write_content
 from mirrorkeep.tree.placement import Placement, is_node, needs_full_stamp, next_generation
 from mirrorkeep.tree.protocol import Data, Failure, Frame, Op
 from mirrorkeep.tree.sidecar import RECORD, RECORDED_ONLY, encode_record_sidecar, encode_sidecar

@@ -292,7 +292,7 @@ class StoredTransaction:
 
     def _punch(self, fd: int, record: Record) -> None:
         if keys.SPARSE in record.fields:
-            from mirrorkeep.tree.native_content import punch_zeros
+            from mirrorkeep.tree.content import punch_zeros
 
             punch_zeros(fd, record.fields[keys.SPARSE], record.size)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -12,7 +14,9 @@ URL = "https://127.0.0.1:1/volumes/y"
 
 
 @pytest.mark.parametrize("held", [b"", b"\r\n", b"one\ntwo\n", "t\u20ac".encode(), b"\xff\xfe"])
-def test_a_token_file_without_one_token_does_not_fall_back_to_the_environment(held, tmp_path, monkeypatch):
+def test_a_token_file_without_one_token_does_not_fall_back_to_the_environment(
+    held: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MIRRORKEEP_TOKEN", "of-the-environment")
     (tmp_path / "token").write_bytes(held)
     done = CliRunner().invoke(snapshots, [URL, "--token-file", str(tmp_path / "token")])
@@ -21,7 +25,9 @@ def test_a_token_file_without_one_token_does_not_fall_back_to_the_environment(he
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_people_are_told_at_once_that_the_store_does_not_answer(as_json, monkeypatch):
+def test_people_are_told_at_once_that_the_store_does_not_answer(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mirrorkeep.tree.client.REFUSED_PATIENCE_S", 0.3)
     done = CliRunner().invoke(snapshots, [URL, *(["--json"] if as_json else [])])
     assert isinstance(done.exception, StoreUnreachable)

@@ -30,14 +30,16 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere", "a-file/below"])
-def test_a_state_folder_that_cannot_be_is_named_with_the_option(place, source, tmp_path, monkeypatch):
+def test_a_state_folder_that_cannot_be_is_named_with_the_option(
+    place: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a-file").write_bytes(b"")
     error = fail("sync", source, tmp_path / "copy", "--state", tmp_path / place)
     assert error.code == "system_error" and place in str(error) and "--state" in str(error)
 
 
-def test_the_entry_of_the_state_folder_may_be_a_file(source, tmp_path):
+def test_the_entry_of_the_state_folder_may_be_a_file(source: Path, tmp_path: Path) -> None:
     state = State(str(tmp_path / "state"), str(source), "t")
     state.close()
     for name in os.listdir(state.folder):
@@ -48,7 +50,7 @@ def test_the_entry_of_the_state_folder_may_be_a_file(source, tmp_path):
         State(str(tmp_path / "state"), str(source), "t")
 
 
-def test_a_full_state_disk_is_named(source, tmp_path, monkeypatch):
+def test_a_full_state_disk_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -58,7 +60,9 @@ def test_a_full_state_disk_is_named(source, tmp_path, monkeypatch):
             state._write("state.json", {})
 
 
-def test_a_full_disk_during_a_run_names_the_folder_of_the_state(source, tmp_path, monkeypatch):
+def test_a_full_disk_during_a_run_names_the_folder_of_the_state(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -68,7 +72,7 @@ def test_a_full_disk_during_a_run_names_the_folder_of_the_state(source, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["file", "fifo", "device"])
-def test_a_source_is_a_folder(kind, tmp_path):
+def test_a_source_is_a_folder(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "source"
     if kind == "file":
         place.write_bytes(b"")
@@ -80,7 +84,7 @@ def test_a_source_is_a_folder(kind, tmp_path):
     assert isinstance(error, BadUsage) and f"{place} is no folder" in str(error)
 
 
-def test_a_destination_may_not_be_a_link_to_nothing(source, tmp_path):
+def test_a_destination_may_not_be_a_link_to_nothing(source: Path, tmp_path: Path) -> None:
     assert (
         CliRunner()
         .invoke(program, ["sync", str(source), str(tmp_path / "copy"), "--state", str(tmp_path / "state")])
@@ -92,19 +96,19 @@ def test_a_destination_may_not_be_a_link_to_nothing(source, tmp_path):
     assert isinstance(error, BadUsage) and "gone, which does not exist" in str(error)
 
 
-def test_a_manifest_that_cannot_be_written_is_named(source, tmp_path):
+def test_a_manifest_that_cannot_be_written_is_named(source: Path, tmp_path: Path) -> None:
     error = fail("manifest", "create", source, "-o", tmp_path / "missing" / "m")
     assert isinstance(error, SystemFailure)
     assert f"{tmp_path}/missing/m: No such file or directory" in str(error) and "--output" in str(error)
 
 
-def test_a_full_disk_under_a_manifest_is_named_and_leaves_nothing(tmp_path):
+def test_a_full_disk_under_a_manifest_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     output = str(tmp_path / "m")
     with pytest.raises(SystemFailure, match=r"m: No space left on device"), target_stream(output):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not os.listdir(tmp_path)
 
 
-def test_an_error_of_reading_does_not_blame_the_output(tmp_path):
+def test_an_error_of_reading_does_not_blame_the_output(tmp_path: Path) -> None:
     with pytest.raises(io.UnsupportedOperation), target_stream(str(tmp_path / "m")):
         raise io.UnsupportedOperation("of something else")

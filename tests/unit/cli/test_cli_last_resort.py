@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -34,7 +35,9 @@ def leave(
     return left.value.code, json.loads(out.splitlines()[-1]), err
 
 
-def test_an_error_of_the_system_names_the_file_and_what_to_do(monkeypatch, capsys):
+def test_an_error_of_the_system_names_the_file_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run() -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/srv/mirror/store.json")
 
@@ -46,7 +49,9 @@ def test_an_error_of_the_system_names_the_file_and_what_to_do(monkeypatch, capsy
     assert len(err.splitlines()) == 1 and "a user who may" in err
 
 
-def test_a_fault_of_the_program_shows_its_kind_and_place_but_no_value(monkeypatch, capsys):
+def test_a_fault_of_the_program_shows_its_kind_and_place_but_no_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run() -> None:
         raise ValueError(f"Invalid header value {SECRET}")
 
@@ -56,7 +61,9 @@ def test_a_fault_of_the_program_shows_its_kind_and_place_but_no_value(monkeypatc
     assert SECRET not in err and SECRET not in json.dumps(row)
 
 
-def test_the_whole_traceback_is_shown_when_it_is_asked_for(monkeypatch, capsys):
+def test_the_whole_traceback_is_shown_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MIRRORKEEP_DEBUG", "1")
 
     def run() -> None:
@@ -66,7 +73,9 @@ def test_the_whole_traceback_is_shown_when_it_is_asked_for(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words", ["doctor", "doctor --json", "manifest create ."])
-def test_a_full_standard_output_is_one_line(words, tmp_path, monkeypatch):
+def test_a_full_standard_output_is_one_line(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -76,7 +85,7 @@ def test_a_full_standard_output_is_one_line(words, tmp_path, monkeypatch):
     assert len(done.stderr.splitlines()) == 1 and "standard output: No space left on device" in done.stderr
 
 
-def test_a_usage_error_has_its_message_in_json():
+def test_a_usage_error_has_its_message_in_json() -> None:
     done = subprocess.run([*COMMAND, "sync", "--json"], capture_output=True, text=True, check=False)
     row = json.loads(done.stdout)
     assert done.returncode == row["exit"] == 2

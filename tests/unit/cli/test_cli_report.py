@@ -18,6 +18,8 @@ from mirrorkeep.errors import NewerKept, SourceChanged
         (b"e", "Permission denied", "e: Permission denied"),
     ],
 )
-def test_a_failure_names_its_path_once(path, detail, line, capsys):
+def test_a_failure_names_its_path_once(
+    path: bytes, detail: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     ConsoleReporter(as_json=False).failure(path, "newer_kept", detail)
     assert capsys.readouterr().err == line + "\n"

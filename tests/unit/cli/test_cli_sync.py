@@ -36,7 +36,7 @@ def last(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return row
 
 
-def test_a_dry_run_says_that_the_guard_would_stop_the_run(source):
+def test_a_dry_run_says_that_the_guard_would_stop_the_run(source: Path) -> None:
     sync(source)
     shutil.rmtree(source / "d0")
     shutil.rmtree(source / "d1")
@@ -47,14 +47,14 @@ def test_a_dry_run_says_that_the_guard_would_stop_the_run(source):
     assert meant.returncode == 0 and last(meant)["removed"] == 42
 
 
-def test_a_dry_run_does_not_take_renames_for_deletions(source):
+def test_a_dry_run_does_not_take_renames_for_deletions(source: Path) -> None:
     sync(source)
     for name in ("d0", "d1", "d2"):
         (source / name).rename(source / f"new-{name}")
     assert sync(source, "--dry-run").returncode == sync(source).returncode == 0
 
 
-def test_a_dry_run_of_new_files_in_the_place_of_others_is_stopped_as_the_run_is(source):
+def test_a_dry_run_of_new_files_in_the_place_of_others_is_stopped_as_the_run_is(source: Path) -> None:
     sync(source)
     for place in sorted(source.rglob("f*")):
         place.unlink()
@@ -65,13 +65,25 @@ def test_a_dry_run_of_new_files_in_the_place_of_others_is_stopped_as_the_run_is(
     assert last(planned) == last(stopped)
 
 
-def test_rules_from_a_file_come_after_the_others_wherever_they_stand(source):
+def test_a_dry_run_counts_what_is_gone_and_not_what_is_replaced_by_another(source: Path) -> None:
+    sync(source)
+    shutil.rmtree(source / "d1")
+    shutil.rmtree(source / "d2")
+    files = sorted((source / "d0").iterdir(), reverse=True)
+    for place, next_one in zip(files, [source / "d0" / "last", *files], strict=False):
+        place.rename(next_one)
+    planned, stopped = sync(source, "--dry-run"), sync(source)
+    assert planned.returncode == stopped.returncode == 6
+    assert last(planned) == last(stopped)
+
+
+def test_rules_from_a_file_come_after_the_others_wherever_they_stand(source: Path) -> None:
     (source.parent / "rules").write_text("!f3\n")
     done = sync(source, "--exclude-from", str(source.parent / "rules"), "--exclude", "f*")
     assert last(done)["new"] == 5  # f3 and the folders
 
 
-def test_it_is_said_why_a_local_copy_has_no_verdict(source):
+def test_it_is_said_why_a_local_copy_has_no_verdict(source: Path) -> None:
     done = sync(source, "--wait")
     assert done.returncode == 0
     assert done.stderr == (
@@ -80,7 +92,7 @@ def test_it_is_said_why_a_local_copy_has_no_verdict(source):
     )
 
 
-def test_a_client_that_sigterm_ends_says_so_and_ends_by_the_signal(source):
+def test_a_client_that_sigterm_ends_says_so_and_ends_by_the_signal(source: Path) -> None:
     script = (
         "import os, signal, sys; from mirrorkeep.cli import main, snapshots; "
         "snapshots.open_client = lambda *_: os.kill(os.getpid(), signal.SIGTERM); "

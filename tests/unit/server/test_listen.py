@@ -23,7 +23,7 @@ def listener(port: int = 0) -> socket.socket:
     return made
 
 
-def test_a_name_is_resolved_and_stays_in_urls():
+def test_a_name_is_resolved_and_stays_in_urls() -> None:
     with reserved(Listen.parse("localhost:0")) as address:
         assert address.host in ("127.0.0.1", "::1") and address.port
         assert address.shown == f"localhost:{address.port}"
@@ -32,12 +32,12 @@ def test_a_name_is_resolved_and_stays_in_urls():
 
 
 @pytest.mark.parametrize("text", ["nowhere.invalid:0", "203.0.113.7:1", "h:port", "h", "127.0.0.1:70000"])
-def test_what_is_no_address_of_this_machine_is_bad_usage(text):
+def test_what_is_no_address_of_this_machine_is_bad_usage(text: str) -> None:
     with pytest.raises(BadUsage), reserved(Listen.parse(text)):
         pass
 
 
-def test_an_address_where_somebody_listens_is_refused(monkeypatch):
+def test_an_address_where_somebody_listens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "FREE_WITHIN_S", 0.1)
     with (
         listener() as other,
@@ -48,7 +48,7 @@ def test_an_address_where_somebody_listens_is_refused(monkeypatch):
     assert refused.value.code == "address_in_use" and refused.value.exit_status == 1
 
 
-def test_of_two_services_that_start_at_once_one_is_refused(monkeypatch):
+def test_of_two_services_that_start_at_once_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "FREE_WITHIN_S", 0.1)
     with listener() as free:
         port = free.getsockname()[1]
@@ -57,12 +57,12 @@ def test_of_two_services_that_start_at_once_one_is_refused(monkeypatch):
         pass
 
 
-def test_workers_bind_beside_the_reservation():
+def test_workers_bind_beside_the_reservation() -> None:
     with reserved(Listen("127.0.0.1", 0)) as address, listener(address.port), listener(address.port):
         pass
 
 
-def test_a_start_waits_for_workers_that_still_end():
+def test_a_start_waits_for_workers_that_still_end() -> None:
     other = listener()
     other_address = Listen("127.0.0.1", other.getsockname()[1])
     threading.Timer(0.3, other.close).start()
@@ -71,7 +71,7 @@ def test_a_start_waits_for_workers_that_still_end():
         assert time.monotonic() - started < listen.FREE_WITHIN_S
 
 
-def test_connections_of_an_ended_service_keep_nobody_from_its_address():
+def test_connections_of_an_ended_service_keep_nobody_from_its_address() -> None:
     with listener() as other:
         address = Listen("127.0.0.1", other.getsockname()[1])
         with socket.create_connection((address.host, address.port)) as client:

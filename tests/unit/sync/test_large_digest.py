@@ -15,12 +15,12 @@ import pytest
 from mirrorkeep.delta.segments import SEGMENT_BYTES
 from mirrorkeep.errors import SourceChanged
 from mirrorkeep.manifest import keys
-from mirrorkeep.sync import large
+from mirrorkeep.sync import sending
 from mirrorkeep.tree.protocol import Segment
 from tests.property.sync.loop import Loop
 
 SEGMENTS = 5
-READ = large._read
+READ = sending.read_segment
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_segments_are_hashed_in_their_order(loop: Loop, monkeypatch: pytest.Monk
         time.sleep(0.1 if segment.start // SEGMENT_BYTES % 2 == 0 else 0)
         return data
 
-    monkeypatch.setattr(large, "_read", read)
+    monkeypatch.setattr(sending, "read_segment", read)
     result = loop.sync()
     assert (result.status, result.failed) == ("complete", 0)
     check(loop)
@@ -63,7 +63,7 @@ def test_nobody_waits_for_a_segment_that_cannot_be_read(
         return READ(fd, segment)
 
     with monkeypatch.context() as broken:
-        broken.setattr(large, "_read", read)
+        broken.setattr(sending, "read_segment", read)
         result = loop.sync()
     assert (result.status, result.failed) == ("partial", 1)
     assert not (loop.copy / "image").exists()
@@ -71,7 +71,7 @@ def test_nobody_waits_for_a_segment_that_cannot_be_read(
     check(loop)
 
 
-@pytest.mark.parametrize(("threads", "most"), [(1, 1), (2, 2), (8, large.SEGMENT_THREADS)])
+@pytest.mark.parametrize(("threads", "most"), [(1, 1), (2, 2), (8, sending.SEGMENT_THREADS)])
 def test_a_file_takes_no_more_connections_than_the_run_may_have(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int, most: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_file_takes_no_more_connections_than_the_run_may_have(
         os.write(marks, b"-")
         return data
 
-    monkeypatch.setattr(large, "_read", read)
+    monkeypatch.setattr(sending, "read_segment", read)
     assert loop.sync(replace(loop.options, threads=threads)).status == "complete"
     under_way = list(accumulate(1 if mark == ord("+") else -1 for mark in os.pread(marks, 1000, 0)))
     os.close(marks)

@@ -11,7 +11,7 @@ import pytest
 
 from mirrorkeep.cli.report import ConsoleReporter
 from mirrorkeep.delta.segments import SEGMENT_BYTES
-from mirrorkeep.sync import large
+from mirrorkeep.sync import sending
 from mirrorkeep.sync.local import LocalSession, LocalSource
 from mirrorkeep.sync.mirror import MirrorRun
 from mirrorkeep.sync.options import RunOptions
@@ -68,13 +68,13 @@ def test_a_large_file_shows_what_is_done_of_it(source: Path, monkeypatch: pytest
         image.truncate(size_bytes - 1)
         image.seek(0, os.SEEK_END)
         image.write(b"x")
-    read = large._read
+    read = sending.read_segment
 
     def slowly(fd: int, segment: Segment) -> bytes:
         time.sleep(0.6)
         return read(fd, segment)
 
-    monkeypatch.setattr(large, "_read", slowly)
+    monkeypatch.setattr(sending, "read_segment", slowly)
     told = sync(source).told
     between = [read_bytes for _, _, read_bytes, _, current, _ in told if current == b"image"]
     assert between == sorted(between)

@@ -12,7 +12,7 @@ from mirrorkeep.delta.segments import SEGMENT_BYTES, digest_segments, pack_diges
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.difference import compare_manifests
 from mirrorkeep.manifest.record import Record, parse_record
-from mirrorkeep.sync import large
+from mirrorkeep.sync import sending
 from mirrorkeep.sync.describe import describe_tree
 from mirrorkeep.tree.stored import StoredTree
 from tests.property.sync.loop import Loop
@@ -77,7 +77,7 @@ def test_a_record_without_digests_is_as_good(tmp_path: Path, monkeypatch: pytest
     loop.source.mkdir()
     (loop.source / "image").write_bytes(os.urandom(SIZE_BYTES))
     with monkeypatch.context() as before:
-        before.setattr(large, "pack_digests", lambda size_bytes, digests: b"")
+        before.setattr(sending, "pack_digests", lambda size_bytes, digests: b"")
         loop.sync()
     assert keys.SEGMENTS not in loop.manifest()[b"image"]
     os.chmod(loop.source / "image", 0o600)

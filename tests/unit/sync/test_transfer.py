@@ -14,7 +14,7 @@ from mirrorkeep.errors import NoSpace
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.store.findings import unknown_record, write_partial
-from mirrorkeep.sync import large as large_files
+from mirrorkeep.sync import sending
 from mirrorkeep.sync.local import LocalSession
 from mirrorkeep.sync.orders import Action, Apply, Send, Wanted
 from mirrorkeep.sync.transfer import Transfer
@@ -86,9 +86,9 @@ def test_content_of_a_large_file_that_changed_and_nothing_else_is_no_repair(tmp_
         data[7] ^= 1
         return bytes(data)
 
-    read = large_files._read
+    read = sending.read_segment
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(large_files, "_read", rot)
+        patched.setattr(sending, "read_segment", rot)
         result = loop.sync()
     assert [failure[:2] for failure in result.failures] == [(b"large", "source_altered")]
     assert (loop.copy / "large").read_bytes() == b"damaged"

@@ -274,6 +274,7 @@ def test_the_walk_waits_while_too_many_entries_are_in_memory(
 # --- times and attributes out of the ordinary ---------------------------------------------------------
 
 
+@pytest.mark.must_run
 def test_times_that_64_bits_of_nanoseconds_do_not_hold_are_mirrored_and_recognised(tmp_path: Path) -> None:
     loop = new_loop(tmp_path)
     make_files(loop, 6)

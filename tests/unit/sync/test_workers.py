@@ -91,6 +91,7 @@ def test_so_many_threads_work_as_were_asked_for_and_one_in_each_process_at_least
     assert sorted(Counter(pid for pid, _ in seen).values()) == shares
 
 
+@pytest.mark.must_run
 def test_workers_are_heard_whatever_the_numbers_of_their_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 1200:

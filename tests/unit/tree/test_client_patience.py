@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ def client_of_nobody() -> StoreClient:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_store_that_was_never_there_is_given_up_soon_and_that_is_told_at_once(streamed, monkeypatch):
+def test_a_store_that_was_never_there_is_given_up_soon_and_that_is_told_at_once(
+    streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client_module, "REFUSED_PATIENCE_S", 0.5)
     client, told = client_of_nobody(), []
     started = time.monotonic()
@@ -34,7 +37,7 @@ def test_a_store_that_was_never_there_is_given_up_soon_and_that_is_told_at_once(
     assert "Connection refused" in message and "trying for up to" in message and after_s < 0.4
 
 
-def test_a_store_that_starts_again_within_five_seconds_is_found(monkeypatch):
+def test_a_store_that_starts_again_within_five_seconds_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     started, pauses = 1000.0, [0.0]
     monkeypatch.setattr(client_module.time, "monotonic", lambda: started + sum(pauses))
     monkeypatch.setattr(client_module.time, "sleep", pauses.append)
@@ -55,7 +58,7 @@ class Restarting(StoreClient):
         return Answer(200, {}, b"{}")
 
 
-def test_a_store_that_answered_before_is_waited_for(monkeypatch):
+def test_a_store_that_answered_before_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "REFUSED_PATIENCE_S", 0.0)
     client = Restarting(client_of_nobody().target, None, None)
     client.get_json("status")
@@ -63,7 +66,7 @@ def test_a_store_that_answered_before_is_waited_for(monkeypatch):
     assert client.tries == 5
 
 
-def test_a_file_without_a_certificate_is_said_at_once(tmp_path):
+def test_a_file_without_a_certificate_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_bytes(b"no certificate")
     client = StoreClient.from_target("https://127.0.0.1:1/volumes/v", None, str(tmp_path / "ca.pem"))
     with pytest.raises(BadUsage, match="holds no certificate"):
