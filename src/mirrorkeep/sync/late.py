@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from mirrorkeep.errors import AlreadyExists, DeletionGuard, MalformedManifest
 from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.order import payload_of, row_in_order
+from mirrorkeep.manifest.peek import inode_of
 from mirrorkeep.manifest.record import format_record, parse_record
 from mirrorkeep.manifest.spill import SpilledList, SpilledSort
 from mirrorkeep.manifest.writer import ManifestSummary, ManifestWriter
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from mirrorkeep.sync.options import RunOptions
 
 _NUMBER: Final = struct.Struct(">Q")
-_SOURCE, _TARGET = b"\0", b"\1"
+_SOURCE, _TARGET, _FURTHER_TARGET = b"\0", b"\1", b"\2"
+"""A record that may have been renamed, and what it may be now: a file, or a further name of one."""
 _GONE, _TAKEN = b"-", b"+"
 """What became of the name that a file may have been renamed from: it is gone, or another file has it."""
 STAMPS_AT_ONCE: Final = 256
@@ -197,20 +199,23 @@ class LatePhases:
         return matches
 
     def _pair_by_inode(self, journal: Journal, matches: SpilledSort) -> None:
+        leaders = self._run.leaders
         for number, late in enumerate(journal.late_items()):
-            facts = blob_stat(late.item.blob)
-            if facts.size_bytes > 0 and facts.links == 1 and not late.item.link_to:
-                row = _NUMBER.pack(facts.inode) + _TARGET + _NUMBER.pack(number)
-                self._sources.add(row + late.item.blob)
-        source = name = b""
-        for row in self._sources:
-            inode, tag, rest = row[:8], row[8:9], row[9:]
-            if tag == _SOURCE:
-                source, name = inode + rest[1:], rest[:1]
-            elif source[:8] == inode and _same_content(source[8:], rest[8:]):
-                matches.add(rest[:8] + source[8:])
-                self._moved += name == _GONE
-                name = b""  # what is gone counts once, however many it is taken for
+            item, facts = late.item, blob_stat(late.item.blob)
+            if facts.size_bytes > 0 and facts.inode != inode_of(item.old_line):
+                tag = _FURTHER_TARGET if item.link_to or leaders.leader_of(item) else _TARGET
+                self._sources.add(_NUMBER.pack(facts.inode) + tag + _NUMBER.pack(number) + item.blob)
+        for _, rows in itertools.groupby(self._sources, key=lambda row: row[: _NUMBER.size]):
+            source, gone, met = b"", 0, 0
+            for row in rows:
+                tag, rest = row[8:9], row[9:]
+                if tag == _SOURCE:
+                    source, gone = rest[1:], gone + (rest[:1] == _GONE)
+                elif source and _same_content(source, rest[8:]):
+                    met += 1
+                    if tag == _TARGET:
+                        matches.add(rest[:8] + source)
+            self._moved += min(gone, met)  # what is gone counts once, however many it is taken for
 
     def _hold(self, matches: SpilledSort) -> None:
         queue = FrameQueue(self._dispatch, lambda frame, failure: None)

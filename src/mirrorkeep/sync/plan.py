@@ -14,6 +14,7 @@ import itertools
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -195,9 +196,12 @@ class Plan:
             self._files.add(key + _MET)
 
     def _count_renamed(self) -> int:
-        """Return how many of the files that are gone were met under another name."""
-        groups = itertools.groupby(self._files, key=lambda row: row[:-1])
-        return sum({row[-1:] for row in rows} == {_GONE, _MET} for _, rows in groups)
+        """Return how many of the names that are gone are those of files met under other names."""
+        renamed = 0
+        for _, rows in itertools.groupby(self._files, key=lambda row: row[:-1]):
+            counts = Counter(row[-1:] for row in rows)
+            renamed += min(counts[_GONE], counts[_MET])
+        return renamed
 
     def _differs(self, path: bytes, blob: bytes, line: bytes) -> bool:
         """Compare metadata, and the content of a file whose times may have been too young to tell."""
@@ -229,5 +233,5 @@ def _file_key(line: bytes) -> bytes:
 def _blob_key(blob: bytes) -> bytes:
     """Return the same of a file that the walk met, nothing where a run would not look for it."""
     facts = blob_stat(blob)
-    known = facts.size_bytes > 0 and facts.links == 1
+    known = facts.size_bytes > 0
     return b"%d %d %d" % (facts.inode, facts.size_bytes, facts.mtime_ns) if known else b""

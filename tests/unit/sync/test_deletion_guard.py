@@ -15,6 +15,9 @@ from click.testing import CliRunner
 
 from mirrorkeep.cli.main import program
 from mirrorkeep.errors import DeletionGuard
+from mirrorkeep.sync.local import LocalSession
+from mirrorkeep.sync.plan import Plan
+from mirrorkeep.sync.progress import Silent
 from tests.property.sync.loop import Loop
 
 
@@ -61,6 +64,55 @@ def test_renames_are_no_deletions(tmp_path: Path) -> None:
     result = loop.sync(replace(loop.options, allow_deletes=False))
     assert (result.removed, result.moved) == (1, 60)
     loop.check()
+
+
+def make_triples(loop: Loop) -> None:
+    """Thirty files of three names each."""
+    (loop.source / "threes").mkdir(parents=True)
+    for number in range(30):
+        place = loop.source / "threes" / f"{number:04}"
+        place.write_bytes(b"%d" % number)
+        for name in ("b", "c"):
+            os.link(place, f"{place}{name}")
+
+
+def test_hard_links_whose_folder_is_renamed_are_no_deletions(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    make_triples(loop)
+    loop.sync()
+    (loop.source / "threes").rename(loop.source / "other threes")
+    assert planned(loop).stop is None
+    result = loop.sync(replace(loop.options, allow_deletes=False))
+    assert (result.removed, result.moved) == (1, 30)
+    loop.check()
+
+
+def test_a_name_that_goes_while_others_stay_is_a_deletion(tmp_path: Path) -> None:
+    loop = Loop(tmp_path)
+    make_triples(loop)
+    loop.sync()
+    for number in range(30):
+        for name in ("", "c"):
+            (loop.source / "threes" / f"{number:04}{name}").unlink()
+    stop = planned(loop).stop
+    assert stop is not None
+    assert stop.fields["removed"] == 60
+    with pytest.raises(DeletionGuard) as stopped:
+        loop.sync(replace(loop.options, allow_deletes=False))
+    assert stopped.value.fields["removed"] == 60
+    assert loop.sync().removed == 60
+    loop.check()
+
+
+def planned(loop: Loop) -> Plan:
+    """Return the dry run of what the next run would do."""
+    source, state = os.fspath(loop.source), os.fspath(loop.folder / "state")
+    options = replace(loop.options, allow_deletes=False)
+    session = LocalSession(os.fspath(loop.copy))
+    plan = Plan(source, session, state, loop.target, options, Silent(), lambda *_: None)
+    plan.execute()
+    session.release()
+    return plan
 
 
 @pytest.mark.parametrize(("percent", "stops"), [(20, True), (60, False)])

@@ -70,6 +70,69 @@ def test_damage_that_was_found_under_one_name_is_repaired_under_all(
     loop.check_unchanged()
 
 
+# --- names that are all others ----------------------------------------------------------------------------
+
+
+@SIZES
+def test_a_file_whose_folder_was_renamed_is_not_sent_again(tmp_path: Path, size: int) -> None:
+    loop = make(tmp_path, size)
+    os.link(loop.source / "a", loop.source / "f" / "c")
+    loop.sync()
+    for name in ("a", "z"):
+        (loop.source / name).unlink()
+    loop.sync()
+    (loop.source / "f").rename(loop.source / "g")
+    result = loop.sync()
+    assert (result.status, result.moved, result.removed) == ("complete", 1, 1)
+    assert result.bytes_sent < 2000
+    assert os.path.samefile(loop.copy / "g" / "b", loop.copy / "g" / "c")
+    assert differences(loop) == []
+    loop.check()
+    loop.check_unchanged()
+
+
+@SIZES
+def test_a_file_whose_names_were_all_renamed_and_taken_is_not_sent_again(tmp_path: Path, size: int) -> None:
+    loop = make(tmp_path, size)
+    loop.sync()
+    for number, name in enumerate(NAMES):
+        (loop.source / name).rename(loop.source / f"new {number}")
+        (loop.source / name).write_bytes(b"another")
+    result = loop.sync()
+    assert (result.status, result.moved) == ("complete", 1)
+    assert result.bytes_sent < 2000
+    assert differences(loop) == []
+    loop.check()
+    loop.check_unchanged()
+
+
+@pytest.mark.parametrize("stays", NAMES)
+def test_names_that_move_while_one_stays_are_its_links_again(tmp_path: Path, stays: str) -> None:
+    loop = make(tmp_path, SMALL_FILE_BYTES + 1)
+    loop.sync()
+    for number, name in enumerate(NAMES):
+        if name != stays:
+            (loop.source / name).rename(loop.source / f"new {number}")
+    result = loop.sync()
+    assert (result.status, result.removed) == ("complete", 0)
+    assert result.bytes_sent < 2000
+    assert not [name for name in os.listdir(loop.copy) if name.startswith(".mirrorkeep-part-")]
+    assert differences(loop) == []
+    loop.check_unchanged()
+
+
+def test_content_that_changed_with_its_names_is_sent(tmp_path: Path) -> None:
+    """Size and time are as they were: only the digest tells."""
+    loop = make(tmp_path)
+    loop.sync()
+    for number, name in enumerate(NAMES):
+        (loop.source / name).rename(loop.source / f"new {number}")
+    damage(loop.source / "new 0")
+    assert loop.sync().moved == 0
+    assert differences(loop) == []
+    loop.check_unchanged()
+
+
 # --- leaders that are none --------------------------------------------------------------------------------
 
 
