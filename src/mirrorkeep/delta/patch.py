@@ -19,7 +19,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import Final, NamedTuple
 
 from mirrorkeep.errors import MalformedDelta
 
@@ -31,6 +31,8 @@ _FIRST_COPY: Final = 69
 FIRST_RESERVED: Final = 85
 _WIDTHS: Final = (1, 2, 4, 8)
 _PIECE_BYTES: Final = 1024 * 1024
+_BLOCK_BYTES: Final = 4096
+"""Nothing smaller can stay shared between a file and its clone."""
 _NO_COPY_RANGE: Final = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EBADF}
 )
@@ -141,23 +143,54 @@ def apply_delta(
         position += operation.length
 
 
-def moved_spans(delta: bytes | memoryview, start: int) -> list[tuple[int, int]]:
-    """Return the ranges (from, to) of a delta's result that do not stay where they were in the base.
+class Piece(NamedTuple):
+    """Bytes of a delta's result, one behind the other, and whether they stay where they were in the base."""
 
-    ``start`` is where the result begins in the new file.  Neighbouring ranges are joined.
+    data: bytes | memoryview
+    stays: bool
+
+
+def patch_pieces(
+    delta: bytes | memoryview, base_fd: int, start: int = 0, *, expected_bytes: int
+) -> list[Piece]:
+    """Return what ``delta`` makes of the file ``base_fd``, in memory; literals are views into the delta.
+
+    ``start`` is where the result begins in the new file.  The whole delta is checked before anything is
+    read: a few bytes of it can ask for any number of copies.  What is smaller than a block is joined, and
+    counts as moved: however fine a delta is, its pieces are few.  Raises MalformedDelta, OSError.
     """
-    spans: list[tuple[int, int]] = []
-    position = 0
+    check_delta(delta, os.fstat(base_fd).st_size, expected_bytes)
+    pieces: list[Piece] = []
+    joined = bytearray()
     for operation in delta_operations(delta):
-        literal = isinstance(operation, Literal)
-        length = len(operation.data) if isinstance(operation, Literal) else operation.length
-        if literal or (isinstance(operation, Copy) and operation.offset != start + position):
-            if spans and spans[-1][1] == position:
-                spans[-1] = (spans[-1][0], position + length)
-            else:
-                spans.append((position, position + length))
-        position += length
-    return spans
+        if isinstance(operation, Literal):
+            parts, stays = [operation.data], False
+        else:
+            parts, stays = _read(base_fd, operation), operation.offset == start
+        for data in parts:
+            start += len(data)
+            if len(data) < _BLOCK_BYTES:
+                joined += data
+                continue
+            if joined:
+                pieces.append(Piece(memoryview(joined), False))
+                joined = bytearray()
+            pieces.append(Piece(data, stays))
+    if joined:
+        pieces.append(Piece(memoryview(joined), False))
+    return pieces
+
+
+def _read(base_fd: int, copy: Copy) -> list[bytes | memoryview]:
+    parts: list[bytes | memoryview] = []
+    offset, end = copy.offset, copy.offset + copy.length
+    while offset < end:
+        data = os.pread(base_fd, end - offset, offset)
+        if not data:
+            raise MalformedDelta(detail="its base became shorter while it was applied")
+        parts.append(data)
+        offset += len(data)
+    return parts
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:
@@ -185,29 +218,6 @@ def _copy_range(base_fd: int, base_offset: int, out_fd: int, out_offset: int, le
         base_offset += copied
         out_offset += copied
         length -= copied
-
-
-def patch_stream(delta: bytes, base_fd: int, out: BinaryIO, *, max_bytes: int | None = None) -> int:
-    """Write what ``delta`` makes of the file ``base_fd`` to ``out``; return how many bytes that were.
-
-    The whole delta is checked before the first byte.  Raises MalformedDelta, also when it would make
-    more than ``max_bytes`` (a few bytes of delta can ask for any number of copies).
-    """
-    made = check_delta(delta, os.fstat(base_fd).st_size)
-    if max_bytes is not None and made > max_bytes:
-        raise MalformedDelta(detail=f"it makes {made} bytes, more than the limit of {max_bytes}")
-    for operation in delta_operations(delta):
-        if isinstance(operation, Literal):
-            out.write(operation.data)
-            continue
-        offset, end = operation.offset, operation.offset + operation.length
-        while offset < end:
-            piece = os.pread(base_fd, min(end - offset, _PIECE_BYTES), offset)
-            if not piece:
-                raise MalformedDelta(detail="its base became shorter while it was applied")
-            out.write(piece)
-            offset += len(piece)
-    return made
 
 
 def build_delta(operations: Iterable[Copy | Literal]) -> bytes:

@@ -24,7 +24,7 @@ before the run's commit unless ``finish`` is asked to make it so.
 from __future__ import annotations
 
 import fcntl
-import io
+import itertools
 import os
 import re
 import stat as stat_module
@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from mirrorkeep.delta.patch import check_delta, moved_spans, patch_stream
+from mirrorkeep.delta.patch import patch_pieces
 from mirrorkeep.errors import (
     DigestMismatch,
     LengthMismatch,
@@ -213,20 +213,21 @@ class StoredTransaction:
         """
         if not self.on_base:
             raise PatchTargetMissing(path=self.path, detail="a delta needs a base")
-        length = segment.end - segment.start
-        made = io.BytesIO()
         base = os.open(self._data + b".base", READ_FILE, dir_fd=self._staging.fd)
         try:
-            check_delta(delta, os.fstat(base).st_size, length)
-            patch_stream(delta, base, made, max_bytes=length)
+            length = segment.end - segment.start
+            pieces = patch_pieces(delta, base, segment.start, expected_bytes=length)
         finally:
             os.close(base)
-        data = made.getbuffer()
-        self._verify([data], digest)
+        self._verify([piece.data for piece in pieces], digest)
+        offset = segment.start
         # What was written over in this range before is no clone of the base any more.
-        spans = moved_spans(delta, segment.start) if clean else [(0, length)]
-        for start, end in spans:
-            _write_at(fd, [data[start:end]], segment.start + start)
+        for stays, group in itertools.groupby(pieces, key=lambda piece: piece.stays and clean):
+            together = [piece.data for piece in group]
+            if not stays:
+                _write_at(fd, together, offset)
+            offset += sum(map(len, together))
+        start_writing(fd, segment.start, length)
 
     def _verify(self, pieces: Sequence[Data], digest: bytes | None) -> None:
         if digest is None:
@@ -338,8 +339,8 @@ class StoredTransaction:
             noted = self._staging.write(encode_sidecar(self._generation, self._entries))
             fd = self._staging.fd
             os.rename(noted, self._data + b".begin", src_dir_fd=fd, dst_dir_fd=fd)
-        for suffix in (b".log", b".base"):
-            self._staging.discard(self._data + suffix)
+        self._staging.discard(self._data + b".log")
+        self._staging.discard_behind(self._data + b".base")
 
 
 def begin_transaction(placement: Placement, line: bytes, *, on_base: bool) -> StoredTransaction:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirrorkeep.delta.difference import DELTA, Difference
-from mirrorkeep.delta.patch import patch_stream
+from mirrorkeep.delta.patch import patch_pieces
 from mirrorkeep.delta.signature import Signature, make_signature
 
 pytestmark = pytest.mark.engine("rdiff")
@@ -80,10 +79,10 @@ def test_rdiff_applies_our_delta_over_its_own_signature(place: Place, options: l
 def test_we_apply_rdiffs_delta(place: Place, new: str) -> None:
     place.rdiff("signature", "base", "sig")
     place.rdiff("delta", "sig", new, "delta")
-    out, fd = io.BytesIO(), place.open("base")
-    patch_stream(place.read("delta"), fd, out)
+    fd, wanted = place.open("base"), place.read(new)
+    pieces = patch_pieces(place.read("delta"), fd, expected_bytes=len(wanted))
     os.close(fd)
-    assert out.getvalue() == place.read(new)
+    assert b"".join(piece.data for piece in pieces) == wanted
 
 
 def test_our_unchanged_delta_is_rdiffs(place: Place) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from mirrorkeep.delta.patch import (
     build_delta,
     check_delta,
     delta_operations,
-    patch_stream,
+    patch_pieces,
 )
 from mirrorkeep.errors import MalformedDelta
 
@@ -174,19 +173,42 @@ def test_short_writes_are_continued(open_file: OpenFile, monkeypatch: pytest.Mon
     assert os.pread(out, 200, 0) == bytes(5) + BASE[:100]
 
 
-def test_a_stream_is_patched(open_file: OpenFile) -> None:
-    out = io.BytesIO()
-    delta = build_delta([Copy(10, 70_000), Literal(b"tail")])
-    assert patch_stream(delta, open_file(BASE), out) == 70_004
-    assert out.getvalue() == BASE[10:70_010] + b"tail"
+def test_pieces_say_what_stays_where_it_was(open_file: OpenFile) -> None:
+    operations = [Copy(0, 5_000), Copy(9_000, 4_096), Literal(b"x" * 5_000), Copy(14_096, 50_000)]
+    pieces = patch_pieces(build_delta(operations), open_file(BASE), expected_bytes=64_096)
+    assert [(len(piece.data), piece.stays) for piece in pieces] == [
+        (5_000, True),
+        (4_096, False),
+        (5_000, False),
+        (50_000, True),
+    ]
+    wanted = BASE[:5_000] + BASE[9_000:13_096] + b"x" * 5_000 + BASE[14_096:64_096]
+    assert b"".join(piece.data for piece in pieces) == wanted
+    moved = patch_pieces(build_delta([Copy(0, 5_000)]), open_file(BASE), 1, expected_bytes=5_000)
+    assert [piece.stays for piece in moved] == [False]
 
 
-def test_a_stream_has_a_limit(open_file: OpenFile) -> None:
-    out = io.BytesIO()
+def test_pieces_of_a_fine_delta_are_few(open_file: OpenFile) -> None:
+    operations = [one for place in range(0, 60_000, 2) for one in (Copy(place, 1), Literal(b"x"))]
+    pieces = patch_pieces(build_delta(operations), open_file(BASE), expected_bytes=60_000)
+    assert len(pieces) == 1
+    assert bytes(pieces[0].data) == b"".join(BASE[place : place + 1] + b"x" for place in range(0, 60_000, 2))
+
+
+def test_pieces_read_the_base_to_the_end_of_a_copy(
+    open_file: OpenFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, offset: real(fd, min(length, 5_000), offset))
+    pieces = patch_pieces(build_delta([Copy(7, 12_345)]), open_file(BASE), expected_bytes=12_345)
+    assert b"".join(piece.data for piece in pieces) == BASE[7:12_352]
+
+
+def test_pieces_are_no_more_than_expected(open_file: OpenFile, monkeypatch: pytest.MonkeyPatch) -> None:
     delta = build_delta([operation for _ in range(100) for operation in (Copy(0, 50_000), Copy(1, 1))])
-    with pytest.raises(MalformedDelta, match="more than the limit"):
-        patch_stream(delta, open_file(BASE), out, max_bytes=1_000_000)
-    assert not out.getvalue()
+    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("it was read before it was checked"))
+    with pytest.raises(MalformedDelta, match="more than the expected"):
+        patch_pieces(delta, open_file(BASE), expected_bytes=1_000_000)
 
 
 def test_operations_view_the_delta_instead_of_copying_it() -> None:

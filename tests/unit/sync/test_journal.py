@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mirrorkeep.delta.patch import patch_stream
+from mirrorkeep.delta.patch import patch_pieces
 from mirrorkeep.manifest.order import order_key
 from mirrorkeep.manifest.reader import ManifestReader
 from mirrorkeep.manifest.record import format_record
@@ -203,10 +203,10 @@ def test_the_delta_of_two_manifests_gives_the_new_one(
     write_straight(tmp_path / "old", [line_of(path) for path in in_order(old)])
     write_straight(tmp_path / "new", [line_of(path, rng.random() < 0.1) for path in in_order(new)])
     delta = delta_of(tmp_path, "old", "new")
-    out = io.BytesIO()
+    wanted = (tmp_path / "new").read_bytes()
     with (tmp_path / "old").open("rb") as base:
-        patch_stream(delta, base.fileno(), out)
-    assert out.getvalue() == (tmp_path / "new").read_bytes()
+        pieces = patch_pieces(delta, base.fileno(), expected_bytes=len(wanted))
+    assert b"".join(piece.data for piece in pieces) == wanted
 
 
 def test_the_delta_follows_the_changes_not_the_size(tmp_path: Path) -> None:

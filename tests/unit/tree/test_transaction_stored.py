@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,40 @@ def test_finishing_twice_is_finishing_once(tree: StoredTree) -> None:
     assert tree.stat(b"f").generation == generation
     with pytest.raises(PatchTargetMissing):
         send(tree.resume(transaction.id), content, Segment(0, PIECE))
+
+
+def test_the_file_that_was_replaced_is_let_go_behind_the_scenes(
+    tree: StoredTree, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last descriptor is that of a thread: nobody waits until its memory is given back."""
+    base = os.urandom(PIECE)
+    tree.apply([put(b"file", base)])
+    inode, may_go = (root / "file").stat().st_ino, threading.Event()
+    release = os.close
+
+    def close(fd: int) -> None:
+        if threading.current_thread().name == "discard":
+            assert may_go.wait(60)
+        release(fd)
+
+    monkeypatch.setattr(os, "close", close)
+    transaction = tree.begin(opening(b"file", base), on_base=True)
+    transaction.finish(file_line(b"file", base), [])
+    behind = [thread for thread in threading.enumerate() if thread.name == "discard"]
+    assert len(behind) == 1
+    assert not [name for name in staged(root) if name.endswith(".base")]
+    assert inode in open_inodes() and inode != (root / "file").stat().st_ino
+    may_go.set()
+    behind[0].join(60)
+    assert inode not in open_inodes()
+
+
+def open_inodes() -> set[int]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.add(os.fstat(int(fd)).st_ino)
+    return found
 
 
 def test_a_missing_segment_publishes_nothing(tree: StoredTree, root: Path) -> None:
