@@ -8,7 +8,6 @@ Not here: writing (``dav_write``), locks (``locking``).  Nothing is changed, not
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from mirrorkeep.server import dav_xml, virtual
 from mirrorkeep.server.address import quote_path
 from mirrorkeep.server.call import Call
 from mirrorkeep.server.conditions import Conditions, matches
+from mirrorkeep.server.dav_index import Row, index_page
 from mirrorkeep.server.dav_locks import Lock, LockTable, locks_in
 from mirrorkeep.server.dav_properties import (
     QUOTA,
@@ -45,7 +45,8 @@ ALLOW: Final = (
 )
 MAX_PROPFIND_BYTES: Final = 256 * 1024
 _RANGE: Final = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE)
-_HTML: Final = b"text/html; charset=utf-8"
+_PASSIVE: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+"""For a browser: what a mirrored machine wrote runs no script with the rights of whoever looks at it."""
 
 
 def options(call: Call) -> Response:
@@ -62,17 +63,21 @@ def get(call: Call) -> Response:
     """Answer with a file, a range of it, the text of a link, or a short index of a collection."""
     children = virtual.children(call)
     if children is not None:
-        return _index(call, call.address.path or b"/", ((name, True) for name in children))
+        return index_page(call, (Row(name, collection=True) for name in children))
     place = call.reading()
     entry = place.tree.stat(place.path)
     if entry.kind == keys.DIRECTORY:
-        names = ((one.name, one.kind == keys.DIRECTORY) for one in place.tree.list(place.path))
-        return _index(call, place.path or b"/", names)
+        return index_page(call, map(_row, place.tree.list(place.path)))
     if call.address.slash:
         raise NotAllowedHere(path=place.path, detail="this is no collection")
     if entry.kind == keys.FILE:
         return _file(call, place)
     return _headers(Response(200, body=_special_body(entry)), entry)
+
+
+def _row(entry: StoredEntry) -> Row:
+    collection = entry.kind == keys.DIRECTORY
+    return Row(entry.name, collection, entry.size if entry.kind == keys.FILE else None, entry.mtime_ns)
 
 
 def _special_body(entry: StoredEntry) -> bytes:
@@ -83,7 +88,8 @@ def _special_body(entry: StoredEntry) -> bytes:
 def _headers(response: Response, entry: StoredEntry) -> Response:
     response.header("etag", entry.etag).header("last-modified", http_date(entry.mtime_ns))
     response.header("content-type", content_type(entry.name, entry.kind))
-    response.header("accept-ranges", "bytes")
+    response.header("accept-ranges", "bytes").header("x-content-type-options", "nosniff")
+    response.header("content-security-policy", _PASSIVE)
     if digest := known_digest(entry):
         response.header(wire.DIGEST_HEADER, digest)
     return response
@@ -149,38 +155,6 @@ def _pieces(fd: int, start: int, end: int) -> Iterator[bytes]:
     while start < end and (piece := os.pread(fd, min(PIECE_BYTES, end - start), start)):
         start += len(piece)
         yield piece
-
-
-def _index(call: Call, title: bytes, names: Iterator[tuple[bytes, bool]]) -> Response:
-    """Answer with a plain page of links; for people, machines use PROPFIND.
-
-    A browser takes the last name of a URL without a slash for a file's: then the links begin with that name.
-    """
-    shown = html.escape(title.decode("utf-8", "replace"))
-    last = b"" if call.address.slash else call.request.raw_path.rpartition(b"/")[2] + b"/"
-    response = Response(200, [(b"content-type", _HTML)], compressible=True)
-    response.stream = _index_pieces(shown, _escaped(last), names)
-    return response
-
-
-def _escaped(href: bytes) -> str:
-    return href.decode("ascii", "replace").replace("&", "&amp;").replace("'", "%27")
-
-
-def _index_pieces(title: str, stem: str, names: Iterator[tuple[bytes, bool]]) -> Iterator[bytes]:
-    rows = [f"<!DOCTYPE html><meta charset=utf-8><title>{title}</title><h1>{title}</h1><ul>\n"]
-    size = 0
-    for name, collection in names:
-        slash = "/" if collection else ""
-        href = stem + _escaped(quote_path(name))
-        row = f"<li><a href='./{href}{slash}'>{html.escape(name.decode('utf-8', 'replace'))}{slash}</a>\n"
-        rows.append(row)
-        size += len(row)
-        if size > 65536:
-            yield "".join(rows).encode("utf-8", "replace")
-            rows, size = [], 0
-    rows.append("</ul>\n")
-    yield "".join(rows).encode("utf-8", "replace")
 
 
 # --- PROPFIND -----------------------------------------------------------------------------------

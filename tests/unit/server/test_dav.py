@@ -16,6 +16,7 @@ from mirrorkeep.manifest import keys
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.server.address import quote_path
 from mirrorkeep.server.dav import parse_range
+from mirrorkeep.server.dav_index import time_text
 from mirrorkeep.tree.protocol import Frame, Op
 
 from .conftest import Edge, Reply
@@ -315,5 +316,50 @@ def test_the_links_of_an_index_lead_into_the_folder_with_and_without_a_slash(
     edge("MKCOL", folder)
     edge("PUT", f"{folder}/f%3F.txt", b"content")
     page = edge("GET", folder + slash).body.decode()
-    [link] = re.findall("<a href='([^']*)'", page)
+    [link] = re.findall("<td><a href='([^']*)'", page)
     assert edge("GET", urljoin(folder + slash, html.unescape(link))).body == b"content"
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_the_head_of_an_index_leads_back_up(edge: Edge, base: str, slash: str) -> None:
+    edge("MKCOL", f"{base}/a")
+    edge("MKCOL", f"{base}/a/b%20&c")
+    url = f"{base}/a/b%20&c{slash}"
+    page = edge("GET", url).body.decode()
+    links = re.findall('<a href="([^"]*)">([^<]*)</a>', page)
+    volume = base.rpartition("/")[2]
+    assert [(urljoin(url, link), name) for link, name in links] == [
+        ("/", "mirrorkeep"),
+        ("/volumes/", "volumes"),
+        (f"{base}/", volume),
+        (f"{base}/a/", "a"),
+    ]
+    assert f"<title>volumes/{volume}/a/b &amp;c</title>" in page
+    for link, _ in links:
+        assert edge("GET", urljoin(url, link)).status == 200
+
+
+def test_an_index_tells_sizes_and_times_and_takes_no_markup_from_names(edge: Edge, base: str) -> None:
+    edge("PUT", f"{base}/%3Cscript%3E", b"x" * 12345, headers=[(b"x-oc-mtime", b"1700000000")])
+    reply = edge("GET", base)
+    page = reply.body.decode()
+    assert "<script" not in page
+    assert "&lt;script&gt;</a><td>12,345<td>2023-11-14 22:13:20" in page
+    assert reply.headers["content-security-policy"].startswith(
+        "default-src 'none'; style-src 'unsafe-inline';"
+    )
+
+
+def test_a_time_that_no_calendar_has_is_left_out() -> None:
+    assert time_text(1_700_000_000_999_999_999) == "2023-11-14 22:13:20"
+    assert time_text(-1) == "1969-12-31 23:59:59"
+    assert time_text(1 << 100) == time_text(None) == ""
+
+
+@pytest.mark.parametrize("name", ["page.html", "picture.svg", "text.txt"])
+def test_what_was_mirrored_runs_no_script_in_a_browser(edge: Edge, base: str, name: str) -> None:
+    """It would run with the rights of whoever looks at it."""
+    edge("PUT", f"{base}/{name}", b"<script>fetch('/volumes/')</script>")
+    headers = edge("GET", f"{base}/{name}").headers
+    assert headers["content-security-policy"].split("; ")[-1] == "sandbox"
+    assert headers["x-content-type-options"] == "nosniff"
