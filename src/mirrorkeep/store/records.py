@@ -16,10 +16,24 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from mirrorkeep.errors import MirrorkeepError
 from mirrorkeep.tree.durability import flush_directory
 from mirrorkeep.tree.staging import write_all
 
 Record = dict[str, Any]
+
+
+class DamagedRecord(MirrorkeepError):
+    """A small record of the store cannot be read; nothing was changed.
+
+    A power cut does not leave one: the disk, or somebody's hand, damaged it.  It has to be put back from a
+    copy of the store's folder.
+    """
+
+    code = "damaged_record"
+    template = "the store's record {path} is damaged: {detail}; put it back from a copy"
+
+
 _FRESH_S = 0.05
 _Stamp = tuple[int, int, int, int]
 
@@ -65,7 +79,7 @@ def make_durable_folder(path: str, mode: int = 0o700) -> None:
 
 
 def read_record(path: str) -> Record | None:
-    """Return the record at ``path``, None when there is none.  Raises ValueError when it is damaged."""
+    """Return the record at ``path``, None when there is none.  Raises DamagedRecord."""
     try:
         with open(path, "rb") as stream:
             return _parse(path, stream.read())
@@ -77,9 +91,9 @@ def _parse(path: str, data: bytes) -> Record:
     try:
         record = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"damaged record {path}: {error}") from None
+        raise DamagedRecord(path=path, detail=str(error)) from None
     if not isinstance(record, dict):
-        raise ValueError(f"damaged record {path}: not an object")  # noqa: TRY004
+        raise DamagedRecord(path=path, detail="it is no object")
     return record
 
 
@@ -96,7 +110,7 @@ class RecordCache:
         self._most = most
 
     def read(self, path: str) -> Record | None:
-        """Return the present record at ``path``, None when there is none."""
+        """Return the present record at ``path``, None when there is none.  Raises DamagedRecord."""
         try:
             found = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):

@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mirrorkeep.store.closing import finish_closing
+from mirrorkeep.store.records import DamagedRecord
 from mirrorkeep.store.volume import is_in_the_making
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def _recover_volume(volume: Volume) -> None:
     for part in parts:
         try:
             _recover_part(part)
+        except DamagedRecord as error:
+            _log.error("part %r of volume %s could not be recovered: %s", part.path, volume.name, error)
         except Exception:
             _log.exception("part %r of volume %s could not be recovered", part.path, volume.name)
     if not any(part.path == b"" for part in parts):

@@ -31,7 +31,7 @@ from mirrorkeep.store.cycle import load_cycle
 from mirrorkeep.store.examine import Setting
 from mirrorkeep.store.intake import digest_of_file, distrust_damaged_manifest
 from mirrorkeep.store.pacing import Policy, load_policy, yield_to_others
-from mirrorkeep.store.records import read_record
+from mirrorkeep.store.records import DamagedRecord, read_record
 
 if TYPE_CHECKING:
     from mirrorkeep.store.history import SnapshotInfo
@@ -201,7 +201,7 @@ def _freeze_present(part: Part) -> None:
 def _progress(part: Part, snapshot: str, validation: str | None) -> dict[str, Any] | None:
     try:
         progress = read_record(f"{part.folder}/progress.json")
-    except ValueError:
+    except DamagedRecord:
         return None
     if progress is None or progress["snapshot"] != snapshot:
         return None

@@ -135,6 +135,21 @@ def test_unforeseen_errors_are_500_without_details(
     assert "inner secret" in caplog.text
 
 
+def test_a_damaged_record_of_the_store_is_named(edge: Edge, base: str, store_data: Path) -> None:
+    """Whoever has to put it back finds it by the error; the volume is as it was once that is done."""
+    assert edge("PUT", f"{base}/f", b"x").status == 201
+    record = store_data / "registry" / "volumes" / f"{base.rpartition('/')[2]}.json"
+    content = record.read_bytes()
+    record.write_bytes(content[:10])
+    try:
+        reply = edge("GET", f"{base}/f")
+        assert (reply.status, reply.code) == (500, "damaged_record")
+        assert record.name in reply.body.decode()
+    finally:
+        record.write_bytes(content)
+    assert edge("GET", f"{base}/f").body == b"x"
+
+
 def test_a_full_disk_is_507(edge: Edge, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -67,3 +67,14 @@ def test_a_durable_folder_is_made_with_all_that_is_missing_above_it(tmp_path: Pa
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="Not a directory"):
         records.make_durable_folder(str(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"na', b"[1]", b"\xff\xfe", b"null"])
+def test_a_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    for read in (records.read_record, records.RecordCache().read):
+        with pytest.raises(records.DamagedRecord) as refused:
+            read(str(path))
+        assert str(path) in str(refused.value)
+    assert path.read_bytes() == content
