@@ -86,7 +86,8 @@ def drop_stdout() -> None:
 def _is_of_stdout(error: OSError) -> bool:
     """Return whether the error comes from what a command prints; files that it writes have a name."""
     modules = [frame.f_globals.get("__name__", "") for frame in _frames(error)]
-    return is_full(error) and modules[-1].startswith(("click.", "mirrorkeep.cli."))
+    # What was buffered is written at the end, by the main program, whichever way that was started.
+    return is_full(error) and modules[-1].startswith(("click.", "mirrorkeep.cli.", "__main__"))
 
 
 def _frames(error: Exception) -> list[FrameType]:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from mirrorkeep.errors import BadUsage, VerdictRefused
 from mirrorkeep.store import locks, verdict
-from mirrorkeep.store.records import make_durable_folder, read_record, write_record
+from mirrorkeep.store.records import DamagedRecord, make_durable_folder, read_record, write_record
 from mirrorkeep.sync.verdicts import read_verdict
 from mirrorkeep.tree.client import StoreClient
 
@@ -93,7 +93,7 @@ class Trust:
     def _known(self) -> dict[str, Any]:
         try:
             return read_record(self._path) or {"keys": [], "head": ""}
-        except ValueError as error:
+        except DamagedRecord as error:
             raise VerdictRefused(detail=f"{error}; remove it to trust the store as it is now") from None
 
 

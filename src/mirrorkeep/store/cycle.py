@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from mirrorkeep.manifest.order import order_key
-from mirrorkeep.store.records import read_record, write_record
+from mirrorkeep.store.records import DamagedRecord, read_record, write_record
 
 START: Final = b""
 END: Final = order_key(b"")
@@ -92,7 +92,7 @@ def load_cycle(directory: str) -> Cycle:
             float(record.get("rolled_at", 0.0)),
             [(bytes.fromhex(key), float(time)) for key, time in record.get("marks", [])],
         )
-    except (ValueError, TypeError):
+    except (DamagedRecord, ValueError, TypeError):
         return Cycle()
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mirrorkeep.errors import BadUsage
-from mirrorkeep.store.records import read_record
+from mirrorkeep.store.records import DamagedRecord, read_record
 
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS: Final = 1
@@ -72,6 +72,8 @@ def load_policy(data: str) -> Policy:
             (int(hours[0]), int(hours[1])) if hours else None,
             str(record.get("repair", _DEFAULT.repair)),
         )
+    except DamagedRecord as error:
+        raise BadUsage(detail=str(error)) from error
     except (ValueError, TypeError, IndexError, KeyError) as error:
         raise BadUsage(detail=f"{path}: {error}") from error
     if policy.repair not in ("patch", "wipe") or policy.cycle_days <= 0 or policy.processes < 1:

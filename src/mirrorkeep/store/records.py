@@ -24,14 +24,14 @@ Record = dict[str, Any]
 
 
 class DamagedRecord(MirrorkeepError):
-    """A small record of the store cannot be read; nothing was changed.
+    """A small record, of the store as a rule, cannot be read; nothing was changed.
 
     A power cut does not leave one: the disk, or somebody's hand, damaged it.  It has to be put back from a
     copy of the store's folder.
     """
 
     code = "damaged_record"
-    template = "the store's record {path} is damaged: {detail}; put it back from a copy"
+    template = "the record {path} is damaged: {detail}"
 
 
 _FRESH_S = 0.05

@@ -85,6 +85,18 @@ def test_a_full_standard_output_is_one_line(
     assert len(done.stderr.splitlines()) == 1 and "standard output: No space left on device" in done.stderr
 
 
+def test_a_full_standard_output_that_is_met_at_the_end_is_named(tmp_path: Path) -> None:
+    """A few bytes are written when the command is over."""
+    data = ["--data", str(tmp_path / "store")]
+    for words in (["store", "init", data[1], "--driver", "dir"], ["volume", "create", "v", *data]):
+        subprocess.run([*COMMAND, *words], stdout=subprocess.DEVNULL, check=True)
+    with open("/dev/full", "wb") as full:
+        argv = [*COMMAND, "volume", "path", "v", *data]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "standard output: No space left on device" in done.stderr
+
+
 def test_a_usage_error_has_its_message_in_json() -> None:
     done = subprocess.run([*COMMAND, "sync", "--json"], capture_output=True, text=True, check=False)
     row = json.loads(done.stdout)
