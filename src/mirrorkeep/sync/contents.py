@@ -6,7 +6,7 @@ of a size that nothing else has are sent as ever; the others are hashed first.  
 be equal go one after the other: the first is sent, and the index of what came back finds it for the rest.
 
 Only files of ``LEAST_BYTES`` and more are looked up, and the index is made only when those that wait are
-larger than the manifest that has to be read for it (docs/adr/0010).
+worth the reading of the manifest for it (docs/adr/0011).
 
 Not here: the copy itself, which the store makes, and only of what its sidecar vouches for (``Op.COPY``);
 files that only changed their name (``late``).
@@ -38,6 +38,8 @@ LEAST_BYTES: Final = 64 * 1024
 MOST_BYTES: Final = 4 * 1024 * 1024 * 1024
 """Larger ones too: where blocks cannot be shared, a copy must be made within the time of one request."""
 MAX_SIZES: Final = 65_536
+READ_FOR_ONE_SENT: Final = 16
+"""Bytes of a manifest that may be read to save one that would be sent: a second is enough for 300 MB."""
 
 _ROW: Final = struct.Struct(">Q16sQ")
 _SIZE: Final = struct.Struct(">Q")
@@ -194,7 +196,7 @@ class Repeats:
     def begin(self, manifest_path: str) -> None:
         """Begin to bring over what waited; makes the index of the walk's manifest if it is worth it."""
         self._met.clear()
-        if self._waiting_bytes > os.path.getsize(manifest_path):
+        if self._waiting_bytes * READ_FOR_ONE_SENT > os.path.getsize(manifest_path):
             self._add_index(manifest_path)
 
     def choose(self, item: Item, wanted: Wanted) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from mirrorkeep.manifest.record import format_record
 from mirrorkeep.sync import contents
-from mirrorkeep.sync.contents import LEAST_BYTES, ContentIndex, write_index
+from mirrorkeep.sync.contents import LEAST_BYTES, READ_FOR_ONE_SENT, ContentIndex, write_index
 from mirrorkeep.tree.stored import StoredTree
 from rig.compare import Comparer
 from tests.property.sync.loop import Loop
@@ -100,6 +100,31 @@ def test_equal_files_of_one_run_are_sent_once(loop: Loop, first_run: bool) -> No
     loop.check_unchanged()
 
 
+@pytest.mark.parametrize(("entries", "copied"), [(700, 1), (5_000, 0)])
+def test_one_copy_is_worth_the_reading_of_sixteen_times_its_bytes(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, entries: int, copied: int
+) -> None:
+    """A manifest of 700 entries is larger than the file, one of 5,000 more than sixteen times as large."""
+    (loop.source / "first").write_bytes(os.urandom(LEAST_BYTES))
+    for number in range(entries):
+        (loop.source / f"another file {number}").write_bytes(b"x")
+    loop.sync()
+    size_bytes = loop.manifest_path().stat().st_size
+    assert size_bytes > LEAST_BYTES and (size_bytes < READ_FOR_ONE_SENT * LEAST_BYTES) is bool(copied)
+    made: list[str] = []
+    make = contents.write_index
+
+    def count(text: str, work: str) -> None:
+        made.append(text)
+        make(text, work)
+
+    monkeypatch.setattr(contents, "write_index", count)
+    shutil.copy(loop.source / "first", loop.source / "second")
+    result = loop.sync()
+    assert (result.new, result.copied, len(made)) == (1, copied, copied)
+    assert (result.bytes_sent < LEAST_BYTES // 2) is bool(copied)
+
+
 def test_files_below_the_threshold_are_sent(loop: Loop) -> None:
     (loop.source / "first").write_bytes(os.urandom(LEAST_BYTES - 1))
     loop.sync()
@@ -134,17 +159,3 @@ def test_a_source_that_changes_in_the_same_run_is_not_copied(loop: Loop) -> None
     result = loop.sync()
     assert (result.failed, result.copied) == (0, 0)
     check(loop)
-
-
-def test_the_index_is_not_made_when_the_manifest_is_larger_than_what_waits(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(600):
-        (loop.source / f"{number:03}{'n' * 120}").touch()
-    (loop.source / "first").write_bytes(os.urandom(LEAST_BYTES))
-    loop.sync()
-    made: list[str] = []
-    monkeypatch.setattr(contents, "write_index", lambda text, work: made.append(text))
-    shutil.copy(loop.source / "first", loop.source / "second")
-    result = loop.sync()
-    assert (result.new, result.copied, made) == (1, 0, [])
