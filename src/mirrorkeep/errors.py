@@ -403,6 +403,17 @@ class StorageFailure(MirrorkeepError):
     template = "storage failure: {detail}"
 
 
+class DamagedRecord(MirrorkeepError):
+    """A small record, of the store as a rule, cannot be read; nothing was changed.
+
+    A power cut does not leave one: the disk, or somebody's hand, damaged it.  It has to be put back from a
+    copy of the store's folder.
+    """
+
+    code = "damaged_record"
+    template = "the record {path} is damaged: {detail}"
+
+
 class SystemFailure(MirrorkeepError):
     """The system refused a file or a call on this machine, which the message names; what was committed is
     kept, and the same command may be run again once that is put right."""

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from mirrorkeep.errors import BadUsage, VerdictRefused
+from mirrorkeep.errors import BadUsage, DamagedRecord, VerdictRefused
 from mirrorkeep.store import locks, verdict
-from mirrorkeep.store.records import DamagedRecord, make_durable_folder, read_record, write_record
+from mirrorkeep.store.records import make_durable_folder, read_record, write_record
 from mirrorkeep.sync.verdicts import read_verdict
 from mirrorkeep.tree.client import StoreClient
 

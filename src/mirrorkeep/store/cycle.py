@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
+from mirrorkeep.errors import DamagedRecord
 from mirrorkeep.manifest.order import order_key
-from mirrorkeep.store.records import DamagedRecord, read_record, write_record
+from mirrorkeep.store.records import read_record, write_record
 
 START: Final = b""
 END: Final = order_key(b"")

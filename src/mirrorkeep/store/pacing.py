@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from mirrorkeep.errors import BadUsage
-from mirrorkeep.store.records import DamagedRecord, read_record
+from mirrorkeep.errors import BadUsage, DamagedRecord
+from mirrorkeep.store.records import read_record
 
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_WHO_PROCESS: Final = 1

@@ -16,22 +16,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mirrorkeep.errors import MirrorkeepError
+from mirrorkeep.errors import DamagedRecord
 from mirrorkeep.tree.durability import flush_directory
 from mirrorkeep.tree.staging import write_all
 
 Record = dict[str, Any]
-
-
-class DamagedRecord(MirrorkeepError):
-    """A small record, of the store as a rule, cannot be read; nothing was changed.
-
-    A power cut does not leave one: the disk, or somebody's hand, damaged it.  It has to be put back from a
-    copy of the store's folder.
-    """
-
-    code = "damaged_record"
-    template = "the record {path} is damaged: {detail}"
 
 
 _FRESH_S = 0.05

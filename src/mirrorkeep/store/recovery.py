@@ -13,8 +13,8 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from mirrorkeep.errors import DamagedRecord
 from mirrorkeep.store.closing import finish_closing
-from mirrorkeep.store.records import DamagedRecord
 from mirrorkeep.store.volume import is_in_the_making
 
 if TYPE_CHECKING:

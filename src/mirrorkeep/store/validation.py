@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
-from mirrorkeep.errors import BadUsage, Interrupted, MirrorkeepError, NotFound
+from mirrorkeep.errors import BadUsage, DamagedRecord, Interrupted, MirrorkeepError, NotFound
 from mirrorkeep.store import keys, queue, verdict
 from mirrorkeep.store.assess import INCREMENTAL, MODES, Assessment, Base, Signer, Subject
 from mirrorkeep.store.chain import Chain
@@ -31,7 +31,7 @@ from mirrorkeep.store.cycle import load_cycle
 from mirrorkeep.store.examine import Setting
 from mirrorkeep.store.intake import digest_of_file, distrust_damaged_manifest
 from mirrorkeep.store.pacing import Policy, load_policy, yield_to_others
-from mirrorkeep.store.records import DamagedRecord, read_record
+from mirrorkeep.store.records import read_record
 
 if TYPE_CHECKING:
     from mirrorkeep.store.history import SnapshotInfo

@@ -233,5 +233,4 @@ def _file_key(line: bytes) -> bytes:
 def _blob_key(blob: bytes) -> bytes:
     """Return the same of a file that the walk met, nothing where a run would not look for it."""
     facts = blob_stat(blob)
-    known = facts.size_bytes > 0
-    return b"%d %d %d" % (facts.inode, facts.size_bytes, facts.mtime_ns) if known else b""
+    return b"%d %d %d" % (facts.inode, facts.size_bytes, facts.mtime_ns) if facts.size_bytes > 0 else b""

@@ -146,13 +146,18 @@ class Staging:
         """Remove a large staged file as :meth:`discard` does; its memory is given back behind the scenes.
 
         The kernel does that with the last name, and takes 0.2 s for a GiB: a thread lets go of the file.
+        Where there is no descriptor or no thread to be had, whoever calls waits for it.
         """
-        try:
+        fd = -1
+        with suppress(OSError):
             fd = os.open(name, _JUST_HELD, dir_fd=self.fd)
-        except OSError:
-            return
         self.discard(name)
-        threading.Thread(target=os.close, args=(fd,), name="discard", daemon=True).start()
+        if fd < 0:
+            return
+        try:
+            threading.Thread(target=os.close, args=(fd,), name="discard", daemon=True).start()
+        except RuntimeError:
+            os.close(fd)
 
     def swap_in(self, staged: bytes, dir_fd: int, name: bytes) -> bytes:
         """Put ``staged`` at ``name``.  Returns the staged name of what was there; nothing was: ``b""``.

@@ -72,27 +72,17 @@ def test_the_whole_traceback_is_shown_when_it_is_asked_for(
     assert "Traceback" in leave(monkeypatch, capsys, run)[2]
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["written at the end", "written at once"])
 @pytest.mark.parametrize("words", ["doctor", "doctor --json", "manifest create ."])
 def test_a_full_standard_output_is_one_line(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: str, unbuffered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*COMMAND, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1 and "standard output: No space left on device" in done.stderr
-
-
-def test_a_full_standard_output_that_is_met_at_the_end_is_named(tmp_path: Path) -> None:
-    """A few bytes are written when the command is over."""
-    data = ["--data", str(tmp_path / "store")]
-    for words in (["store", "init", data[1], "--driver", "dir"], ["volume", "create", "v", *data]):
-        subprocess.run([*COMMAND, *words], stdout=subprocess.DEVNULL, check=True)
-    with open("/dev/full", "wb") as full:
-        argv = [*COMMAND, "volume", "path", "v", *data]
-        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1 and "standard output: No space left on device" in done.stderr
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorkeep.errors import DamagedRecord
 from mirrorkeep.store import keys, records
 
 RECORD = {"name": "laptop", "filler": "x" * 9000}
@@ -74,7 +75,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(content)
     for read in (records.read_record, records.RecordCache().read):
-        with pytest.raises(records.DamagedRecord) as refused:
+        with pytest.raises(DamagedRecord) as refused:
             read(str(path))
         assert str(path) in str(refused.value)
     assert path.read_bytes() == content

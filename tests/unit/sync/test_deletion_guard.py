@@ -66,21 +66,21 @@ def test_renames_are_no_deletions(tmp_path: Path) -> None:
     loop.check()
 
 
-def make_triples(loop: Loop) -> None:
-    """Thirty files of three names each."""
-    (loop.source / "threes").mkdir(parents=True)
+def make_groups(loop: Loop) -> None:
+    """Thirty files of five names each."""
+    (loop.source / "groups").mkdir(parents=True)
     for number in range(30):
-        place = loop.source / "threes" / f"{number:04}"
+        place = loop.source / "groups" / f"{number:04}"
         place.write_bytes(b"%d" % number)
-        for name in ("b", "c"):
+        for name in "bcde":
             os.link(place, f"{place}{name}")
 
 
 def test_hard_links_whose_folder_is_renamed_are_no_deletions(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
-    make_triples(loop)
+    make_groups(loop)
     loop.sync()
-    (loop.source / "threes").rename(loop.source / "other threes")
+    (loop.source / "groups").rename(loop.source / "other groups")
     assert planned(loop).stop is None
     result = loop.sync(replace(loop.options, allow_deletes=False))
     assert (result.removed, result.moved) == (1, 30)
@@ -89,18 +89,18 @@ def test_hard_links_whose_folder_is_renamed_are_no_deletions(tmp_path: Path) -> 
 
 def test_a_name_that_goes_while_others_stay_is_a_deletion(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
-    make_triples(loop)
+    make_groups(loop)
     loop.sync()
     for number in range(30):
-        for name in ("", "c"):
-            (loop.source / "threes" / f"{number:04}{name}").unlink()
+        for name in ("", "c", "d"):
+            (loop.source / "groups" / f"{number:04}{name}").unlink()
     stop = planned(loop).stop
     assert stop is not None
-    assert stop.fields["removed"] == 60
+    assert stop.fields["removed"] == 90
     with pytest.raises(DeletionGuard) as stopped:
         loop.sync(replace(loop.options, allow_deletes=False))
-    assert stopped.value.fields["removed"] == 60
-    assert loop.sync().removed == 60
+    assert stopped.value.fields["removed"] == 90
+    assert loop.sync().removed == 90
     loop.check()
 
 

@@ -189,6 +189,32 @@ def test_the_file_that_was_replaced_is_let_go_behind_the_scenes(
     assert inode not in open_inodes()
 
 
+@pytest.mark.parametrize("lacking", ["descriptor", "thread"])
+def test_a_file_is_published_where_nothing_can_be_done_behind_the_scenes(
+    tree: StoredTree, root: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    base = os.urandom(PIECE)
+    tree.apply([put(b"file", base)])
+    inode, take = (root / "file").stat().st_ino, os.open
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def open_nothing_more(path: bytes, flags: int, *more: int, **options: int) -> int:
+        if flags & os.O_PATH:
+            raise OSError(24, "Too many open files")
+        return take(path, flags, *more, **options)
+
+    if lacking == "thread":
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    else:
+        monkeypatch.setattr(os, "open", open_nothing_more)
+    transaction = tree.begin(opening(b"file", base), on_base=True)
+    transaction.finish(file_line(b"file", base), [])
+    assert not [name for name in staged(root) if name.endswith(".base")]
+    assert inode not in open_inodes() and inode != (root / "file").stat().st_ino
+
+
 def open_inodes() -> set[int]:
     found = set()
     for fd in os.listdir("/proc/self/fd"):
